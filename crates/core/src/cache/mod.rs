@@ -1,0 +1,1 @@
+//! Cache policy: which line leaves next.

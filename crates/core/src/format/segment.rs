@@ -1,0 +1,1 @@
+//! A segment file in bytes: header, seal record, groups, index and block table.

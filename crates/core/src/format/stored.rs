@@ -1,0 +1,1 @@
+//! A segment's stored form: compressed frames, footer index, block table.

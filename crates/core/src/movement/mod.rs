@@ -1,0 +1,1 @@
+//! Plans of data movement: what is fetched next.

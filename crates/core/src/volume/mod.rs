@@ -1,0 +1,4 @@
+//! The rules of a volume: ownership, order, handover.
+
+pub mod order;
+pub mod ownership;

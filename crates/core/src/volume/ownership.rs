@@ -1,0 +1,1 @@
+//! Ownership as a pure state machine.

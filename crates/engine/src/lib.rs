@@ -1,0 +1,6 @@
+//! Pannier's engine: the async shell around the pure core. Volumes on a host, the host cache, the
+//! mover; [`port`] has the traits that stores and exports meet it through.
+
+pub mod error;
+pub mod message;
+pub mod port;
