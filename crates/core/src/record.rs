@@ -2,6 +2,7 @@
 //! volumes. Plain data; the ownership rules over them are in [`crate::volume`].
 
 use crate::ids::{Epoch, HostId, ObjectHash, Sequence, SiteName, VolumeId};
+use crate::volume::Position;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,7 +79,7 @@ pub struct HostRecord {
 }
 
 /// A planned change of owner that has begun and not ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Transit {
     /// The owner that gives.
     pub from: HostId,
@@ -89,6 +90,17 @@ pub struct Transit {
     /// Whether a migration is declared: the first writer at the target then takes the write right,
     /// once.
     pub declared: bool,
+}
+
+/// Where the log of an epoch ends that a takeover has ended. What lies beyond is no part of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EpochEnd {
+    /// The epoch that ended.
+    pub epoch: Epoch,
+    /// The epoch that ended it.
+    pub by: Epoch,
+    /// The last position that counts.
+    pub position: Position,
 }
 
 /// What a site's own store holds of a volume.
@@ -129,6 +141,8 @@ pub struct VolumeRecord {
     pub reserved: Epoch,
     /// The change of owner under way.
     pub transit: Option<Transit>,
+    /// Where the log of the last epoch that ended by a takeover ends.
+    pub ended: Option<EpochEnd>,
     /// Whether several attachments may write at once.
     pub shared: bool,
     /// What each site's store holds.

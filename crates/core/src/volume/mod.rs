@@ -2,3 +2,7 @@
 
 pub mod order;
 pub mod ownership;
+mod position;
+pub mod session;
+
+pub use position::Position;

@@ -1,1 +1,0 @@
-//! Ownership as a pure state machine.
