@@ -148,3 +148,20 @@ pub struct VolumeRecord {
     /// What each site's store holds.
     pub homes: BTreeMap<SiteName, Home>,
 }
+
+/// A site: hosts that share a store and are near each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteRecord {
+    /// Its name, unique in the cluster.
+    pub name: SiteName,
+}
+
+/// A volume that was deleted. Kept, so that a host that was away at that time deletes its copy too,
+/// and so that a copy whose record is merely missing is never taken for a deleted one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedRecord {
+    /// Its identity, never reused.
+    pub id: VolumeId,
+    /// The path that it had.
+    pub path: VolumePath,
+}

@@ -1,0 +1,223 @@
+use super::*;
+use crate::port::{Changes, Versioned};
+use async_trait::async_trait;
+use pannier_core::ids::{Epoch, SiteName};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// A registry in memory that can be switched off.
+#[derive(Default)]
+pub(crate) struct Memory {
+    state: Mutex<(u64, BTreeMap<String, Versioned>)>,
+    away: AtomicBool,
+    changed: tokio::sync::Notify,
+}
+
+impl Memory {
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, "switched off"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Registry for Memory {
+    async fn get(&self, key: &str) -> Result<Option<Versioned>> {
+        self.check()?;
+        Ok(self.state.lock().1.get(key).cloned())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<(Vec<(String, Versioned)>, Revision)> {
+        self.check()?;
+        let state = self.state.lock();
+        let found = state.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        Ok((found.map(|(k, v)| (k.clone(), v.clone())).collect(), Revision(state.0)))
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Commit> {
+        self.check()?;
+        let mut state = self.state.lock();
+        let holds = transaction.expect.iter().all(|(key, revision)| {
+            state.1.get(key).map_or(Revision(0), |value| value.revision) == *revision
+        });
+        if !holds {
+            return Ok(Commit::Conflict);
+        }
+        state.0 += 1;
+        let revision = Revision(state.0);
+        for KeyChange { key, value } in transaction.changes {
+            match value {
+                Some(value) => drop(state.1.insert(key, Versioned { revision, value })),
+                None => drop(state.1.remove(&key)),
+            }
+        }
+        self.changed.notify_waiters();
+        Ok(Commit::Done(revision))
+    }
+
+    async fn changes(&self, after: Revision) -> Result<Changes> {
+        loop {
+            let changed = self.changed.notified();
+            self.check()?;
+            let (entries, through) = self.list("").await?;
+            if through > after || after == Revision(0) {
+                let entries = entries.into_iter().map(|(key, value)| (key, Some(value))).collect();
+                return Ok(Changes { entries, through, complete: true });
+            }
+            drop(tokio::time::timeout(Duration::from_millis(50), changed).await);
+        }
+    }
+}
+
+fn volume(path: &str, id: u128) -> VolumeRecord {
+    VolumeRecord {
+        id: VolumeId(id),
+        path: VolumePath::parse(path).unwrap(),
+        size_bytes: 4096,
+        owner: HostId(1),
+        epoch: Epoch(1),
+        reserved: Epoch(1),
+        transit: None,
+        shared: false,
+        homes: BTreeMap::new(),
+    }
+}
+
+async fn until(mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not come to hold within 5 s");
+}
+
+#[tokio::test]
+async fn a_path_is_taken_once_and_free_after_delete() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::open(dir.path(), Arc::new(Memory::default()), "boot");
+    directory.create_volume(&volume("/a", 1)).await.unwrap();
+    let error = directory.create_volume(&volume("/a", 2)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.context().contains("already a volume `/a`"), "{error}");
+
+    let refused = directory
+        .delete_volume(VolumeId(1), |_| Err(Error::new(ErrorKind::Unavailable, "in use")))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.context(), "in use");
+    directory.delete_volume(VolumeId(1), |_| Ok(())).await.unwrap();
+    assert!(directory.volume(VolumeId(1)).is_none());
+    assert!(directory.deleted(VolumeId(1)).is_some());
+    directory.create_volume(&volume("/a", 2)).await.unwrap();
+    let path = VolumePath::parse("a").unwrap();
+    assert_eq!(directory.volume_at(&path).unwrap().record.id, VolumeId(2));
+}
+
+#[tokio::test]
+async fn updates_of_two_hosts_are_both_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Memory::default());
+    let one = Arc::new(Directory::open(dir.path(), registry.clone(), "boot"));
+    let two = Arc::new(Directory::open(dir.path(), registry, "boot"));
+    one.create_volume(&volume("/a", 1)).await.unwrap();
+    let tasks: Vec<_> = [one.clone(), two]
+        .into_iter()
+        .map(|directory| {
+            tokio::spawn(async move {
+                for _ in 0..100 {
+                    directory
+                        .update_volume(VolumeId(1), |record| {
+                            record.size_bytes += 4096;
+                            Ok(())
+                        })
+                        .await
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let record = one.fresh_volume(VolumeId(1)).await.unwrap().record;
+    assert_eq!(record.size_bytes, 4096 * 201);
+    assert_eq!(
+        one.grow_volume(VolumeId(1), 4096).await.unwrap_err().kind(),
+        ErrorKind::Invalid,
+        "no shrinking"
+    );
+}
+
+#[tokio::test]
+async fn the_copy_serves_while_the_registry_is_away_and_changes_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Memory::default());
+    let directory = Arc::new(Directory::open(dir.path(), registry.clone(), "boot"));
+    directory.create_volume(&volume("/a", 1)).await.unwrap();
+    let stop = CancellationToken::new();
+    let watch = tokio::spawn(directory.clone().watch(stop.clone()));
+    until(|| directory.revision() == Revision(1)).await;
+    stop.cancel();
+    watch.await.unwrap();
+
+    registry.set_away(true);
+    for (boot, seen) in [("boot", true), ("next boot", false)] {
+        let later = Directory::open(dir.path(), registry.clone(), boot);
+        let path = VolumePath::parse("/a").unwrap();
+        assert_eq!(later.find(&path).await.unwrap().record.id, VolumeId(1));
+        assert_eq!(later.seen_in_this_boot(VolumeId(1)), seen);
+        let error = later.create_volume(&volume("/b", 2)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.context().contains("repeat the command"), "{error}");
+        assert!(!later.reachable());
+    }
+}
+
+#[tokio::test]
+async fn a_watch_hears_of_others_and_finds_a_registry_that_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Memory::default());
+    let here = Arc::new(Directory::open(dir.path(), registry.clone(), "boot"));
+    let elsewhere_dir = tempfile::tempdir().unwrap();
+    let elsewhere = Directory::open(elsewhere_dir.path(), registry.clone(), "boot");
+    let stop = CancellationToken::new();
+    registry.set_away(true);
+    let mut news = here.subscribe();
+    let watch = tokio::spawn(here.clone().watch(stop.clone()));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    registry.set_away(false);
+    elsewhere.create_volume(&volume("/a", 7)).await.unwrap();
+    assert_eq!(news.recv().await.unwrap(), News::Volume(VolumeId(7)));
+    elsewhere.delete_volume(VolumeId(7), |_| Ok(())).await.unwrap();
+    until(|| here.volume(VolumeId(7)).is_none() && here.deleted(VolumeId(7)).is_some()).await;
+    stop.cancel();
+    watch.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_brings_its_site_and_names_are_unique() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::open(dir.path(), Arc::new(Memory::default()), "boot");
+    let host = |id, name: &str| HostRecord {
+        id: HostId(id),
+        name: name.into(),
+        site: SiteName("west".into()),
+        address: "192.0.2.1:7".into(),
+    };
+    directory.put_host(&host(1, "a")).await.unwrap();
+    directory.put_host(&host(1, "a")).await.unwrap();
+    assert_eq!(directory.sites().len(), 1);
+    let error = directory.put_host(&host(2, "a")).await.unwrap_err();
+    assert!(error.context().contains("taken by host"), "{error}");
+}

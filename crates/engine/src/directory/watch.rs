@@ -1,0 +1,93 @@
+//! Keeps the copy of the registry current, in memory and in its file.
+
+use super::copy::replace_file;
+use super::{Directory, codec};
+use crate::error::Result;
+use crate::port::{Changes, Revision};
+use pannier_core::ids::VolumeId;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// First pause after the registry failed to answer.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause: so long a registry that is back may stay unnoticed.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+impl Directory {
+    /// Follows the registry until `stop`: applies its changes, tells subscribers, writes the file.
+    /// Runs for the life of the host.
+    pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let mut pause = PAUSE_MIN;
+        // Deletions while no daemon ran here may have left the registry's history: read it whole.
+        let mut after = Revision(0);
+        loop {
+            let answer = tokio::select! {
+                () = stop.cancelled() => return,
+                answer = self.registry.changes(after) => answer,
+            };
+            match answer {
+                Ok(mut changes) => {
+                    if !self.reachable.swap(true, Ordering::Relaxed) {
+                        tracing::info!(revision = changes.through.0, "the registry answers");
+                    }
+                    // All changes since the beginning are the whole registry.
+                    changes.complete |= after == Revision(0);
+                    after = changes.through;
+                    pause = PAUSE_MIN;
+                    self.apply(&changes);
+                }
+                Err(error) => {
+                    if self.reachable.swap(false, Ordering::Relaxed) {
+                        tracing::info!(%error, "the registry is away; volumes go on serving");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the whole registry now.
+    ///
+    /// # Errors
+    /// `Unavailable` while it is away.
+    pub async fn refresh(&self) -> Result<()> {
+        let (entries, through) = self.registry.list("").await.map_err(|error| self.away(error))?;
+        self.reached();
+        let entries = entries.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        self.apply(&Changes { entries, through, complete: true });
+        Ok(())
+    }
+
+    pub(super) fn reached(&self) {
+        self.reachable.store(true, Ordering::Relaxed);
+    }
+
+    fn apply(&self, changes: &Changes) {
+        let changed = self.copy.write().apply(changes);
+        {
+            let mut seen = self.seen.write();
+            seen.all |= changes.complete;
+            let keys = changes.entries.iter().filter_map(|(key, _)| key.strip_prefix(codec::VOLUMES));
+            seen.volumes.extend(keys.filter_map(|id| id.parse::<VolumeId>().ok()));
+        }
+        self.announce(&changed);
+        if changed.is_empty() {
+            return;
+        }
+        if let Err(error) = self.save() {
+            tracing::warn!(%error, "the copy of the registry could not be written; it is kept in memory");
+        }
+    }
+
+    /// Writes the copy's file. Small (a few hundred bytes per volume), and only when something
+    /// changed.
+    fn save(&self) -> Result<()> {
+        let bytes = self.copy.read().encode(&self.boot)?;
+        replace_file(&self.file, &bytes)
+    }
+}
