@@ -87,6 +87,7 @@ fn volume(path: &str, id: u128) -> VolumeRecord {
         epoch: Epoch(1),
         reserved: Epoch(1),
         transit: None,
+        ended: None,
         shared: false,
         homes: BTreeMap::new(),
     }
