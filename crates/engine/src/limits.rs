@@ -1,0 +1,48 @@
+//! Every bound of the engine's local storage, with its reason.
+
+/// Data pages of a segment: 16 MiB, large enough that a flush rarely meets a change of segment, small
+/// enough that sealing, storing and sending one is short.
+pub const SEGMENT_DATA_PAGES: u32 = 4096;
+
+/// Bytes of one volume that are written and not synced before its writers wait: a flush at a handover
+/// then takes as long as 32 MiB take.
+pub const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
+
+/// Unsynced bytes of one volume at which a background sync begins: early enough that a sequential
+/// writer never meets the bound while the disk keeps up.
+pub const UNSYNCED_BYTES_KICK: u64 = 4 << 20;
+
+/// The same bound for all volumes of a host: below the kernel's own throttle on small hosts.
+pub const HOST_UNSYNCED_BYTES_MAX: u64 = 256 << 20;
+
+/// Full segments that wait to be hashed and sealed before writers of the volume wait: 1 GiB, which
+/// recovery reads in about a second.
+pub const UNSEALED_SEGMENTS_MAX: usize = 64;
+
+/// Data pages of one log entry: 1 MiB, so that recovery checks an entry in one read.
+pub const ENTRY_PAGES_MAX: u32 = 256;
+
+/// Default bound on stored segments and fetched data kept by a host.
+pub const CACHE_BYTES_DEFAULT: u64 = 32 << 30;
+
+/// Default bound on segment files that wait in the pool.
+pub const POOL_BYTES_DEFAULT: u64 = 1 << 30;
+
+/// Space kept back for seals, checkpoints and GRANT on a full disk.
+pub const RESERVE_BYTES: u64 = 16 << 20;
+
+/// Segments in the log behind the newest checkpoint that force another one.
+pub const LOG_SEGMENTS_MAX: usize = 4096;
+
+/// Metadata of sealed segments that one volume keeps decoded: about 200 KiB each.
+pub const METAS_MAX: usize = 64;
+
+/// Milliseconds that [`crate::volume::Volume::log_since`] waits for news before it answers that
+/// there is none.
+pub const LOG_WAIT_MS: u64 = 1000;
+
+/// First and longest pause in milliseconds before a failed upload is tried again.
+pub const RETRY_MS: (u64, u64) = (200, 30_000);
+
+/// Sessions that a volume remembers: the oldest is forgotten beyond.
+pub const SESSIONS_MAX: usize = 1024;
