@@ -72,7 +72,8 @@ impl Directory {
         {
             let mut seen = self.seen.write();
             seen.all |= changes.complete;
-            let keys = changes.entries.iter().filter_map(|(key, _)| key.strip_prefix(codec::VOLUMES));
+            let keys =
+                changes.entries.iter().filter_map(|(key, _)| key.strip_prefix(codec::VOLUMES));
             seen.volumes.extend(keys.filter_map(|id| id.parse::<VolumeId>().ok()));
         }
         self.announce(&changed);

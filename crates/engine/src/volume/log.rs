@@ -1,32 +1,13 @@
 //! The log as followers and peers see it: positions, batches, live segments, sessions.
 
 use bytes::Bytes;
-use pannier_core::ids::{RequestNumber, SegmentHash, SegmentName, Sequence, SessionId};
+use pannier_core::ids::{SegmentHash, SegmentName, SessionId};
 use pannier_core::units::PageIndex;
+pub use pannier_core::volume::Position;
+use pannier_core::volume::session::Applied;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
-
-/// A point between two entries of a volume's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct Position {
-    /// The last segment that has entries before this point; `None` at the log's very start.
-    pub segment: Option<SegmentName>,
-    /// How many of its entries lie before this point.
-    pub entries: u32,
-    /// Chain CRC of the last of them: two logs that agree in it agree in all that lies before.
-    pub chain_crc: u32,
-    /// Whether the segment is sealed with exactly these entries.
-    pub sealed: bool,
-}
-
-impl Position {
-    /// Sequence of the last segment, 0 at the log's start.
-    #[must_use]
-    pub fn sequence(&self) -> Sequence {
-        self.segment.map_or(Sequence(0), |name| name.sequence)
-    }
-}
 
 /// A piece of the log on its way to a follower.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,53 +100,5 @@ pub enum Operation {
     },
 }
 
-/// What of a session's requests was applied: all through a number, and some beyond it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct SessionState {
-    /// Every request up to this one was applied.
-    pub through: RequestNumber,
-    /// Applied requests beyond it.
-    pub beyond: BTreeSet<RequestNumber>,
-}
-
-impl SessionState {
-    /// Whether the request was applied.
-    #[must_use]
-    pub fn applied(&self, number: RequestNumber) -> bool {
-        number <= self.through || self.beyond.contains(&number)
-    }
-
-    /// Notes that the request was applied.
-    pub fn apply(&mut self, number: RequestNumber) {
-        if number <= self.through {
-            return;
-        }
-        self.beyond.insert(number);
-        while self.beyond.remove(&RequestNumber(self.through.0 + 1)) {
-            self.through.0 += 1;
-        }
-    }
-}
-
-/// All forwarding sessions of a volume.
-pub type SessionTable = BTreeMap<SessionId, SessionState>;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sessions_know_what_was_applied() {
-        let mut state = SessionState::default();
-        for number in [1, 2, 4, 6, 5] {
-            state.apply(RequestNumber(number));
-        }
-        assert_eq!(state.through, RequestNumber(2));
-        for (number, expect) in [(1, true), (2, true), (3, false), (4, true), (6, true), (7, false)]
-        {
-            assert_eq!(state.applied(RequestNumber(number)), expect, "{number}");
-        }
-        state.apply(RequestNumber(3));
-        assert_eq!(state, SessionState { through: RequestNumber(6), beyond: BTreeSet::new() });
-    }
-}
+/// All forwarding sessions of a volume, with what of each was applied.
+pub type SessionTable = BTreeMap<SessionId, Applied>;
