@@ -1,1 +1,0 @@
-//! A segment file in bytes: header, seal record, groups, index and block table.

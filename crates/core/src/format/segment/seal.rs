@@ -1,0 +1,210 @@
+//! Page 1 of a segment file, and what a seal writes.
+
+use super::bytes::{get, get_u16, get_u32, get_u64, put, put_u16, put_u32, put_u64};
+use super::entry::{ENTRY_BYTES, Entry, Link};
+use super::header::Header;
+use super::meta::SegmentMeta;
+use super::{PAGE_BYTES, Page, crc32c, pages_for};
+use crate::ids::{BlockHash, HashKey, SegmentHash};
+use crate::units::PageIndex;
+
+const MAGIC: [u8; 8] = *b"PNR-SEAL";
+const VERSION: u16 = 1;
+const CRC_AT: usize = PAGE_BYTES - 4;
+
+/// Bytes of the seal record that carry something.
+pub(super) const CORE_BYTES: usize = 96;
+
+/// Bytes of one hash in the block table.
+pub(super) const HASH_BYTES: usize = 16;
+
+/// What page 1 says of a sealed segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealRecord {
+    /// The header's nonce: an earlier use's seal record does not pass.
+    pub nonce: u64,
+    /// Entries of the segment.
+    pub entries: u32,
+    /// Data pages of the segment, and hashes in its block table.
+    pub data_pages: u32,
+    /// Entries that were durable when the record was written.
+    pub durable: u32,
+    /// First page behind the groups. The index begins there, the block table at the page after it.
+    pub tail: PageIndex,
+    /// Where the predecessor's part of the log ends.
+    pub link: Link,
+    /// Chain CRC of the last entry; of an empty segment, its seed.
+    pub last_chain_crc: u32,
+    /// The segment's identity.
+    pub hash: SegmentHash,
+}
+
+impl SealRecord {
+    /// The link of a segment that follows this one.
+    #[must_use]
+    pub fn next_link(&self) -> Link {
+        Link { entries: self.entries, chain_crc: self.last_chain_crc }
+    }
+
+    /// First page of the index.
+    #[must_use]
+    pub fn index_page(&self) -> PageIndex {
+        self.tail
+    }
+
+    /// First page of the block table.
+    #[must_use]
+    pub fn table_page(&self) -> PageIndex {
+        self.tail.plus(pages_for(self.index_bytes()) as u32)
+    }
+
+    /// Bytes of the index.
+    pub(super) fn index_bytes(&self) -> usize {
+        self.entries as usize * ENTRY_BYTES
+    }
+
+    /// Bytes of the block table.
+    pub(super) fn table_bytes(&self) -> usize {
+        self.data_pages as usize * HASH_BYTES
+    }
+
+    pub(super) fn encode_core(&self) -> [u8; CORE_BYTES] {
+        let mut core = [0; CORE_BYTES];
+        put(&mut core, 0, &MAGIC);
+        put_u16(&mut core, 8, VERSION);
+        put_u32(&mut core, 12, self.entries);
+        put_u64(&mut core, 16, self.nonce);
+        put_u32(&mut core, 24, self.data_pages);
+        put_u32(&mut core, 28, self.durable);
+        put_u32(&mut core, 32, self.tail.0);
+        put_u32(&mut core, 36, self.link.entries);
+        put_u32(&mut core, 40, self.link.chain_crc);
+        put_u32(&mut core, 44, self.last_chain_crc);
+        put(&mut core, 64, &self.hash.0);
+        core
+    }
+
+    /// The record's page.
+    #[must_use]
+    pub fn encode(&self) -> Box<Page> {
+        let mut page = Box::new([0; PAGE_BYTES]);
+        page[..CORE_BYTES].copy_from_slice(&self.encode_core());
+        let crc = crc32c(&page[..CRC_AT]);
+        put_u32(&mut page[..], CRC_AT, crc);
+        page
+    }
+
+    /// The record in `page`, if this use of the file wrote it and it is whole.
+    pub(super) fn decode(page: &[u8], header: &Header) -> Option<Self> {
+        if page.len() != PAGE_BYTES || crc32c(&page[..CRC_AT]) != get_u32(page, CRC_AT) {
+            return None;
+        }
+        Self::decode_core(&page[..CORE_BYTES], header)
+    }
+
+    /// Reads the core of a record and checks that it fits the segment of `header`.
+    pub(super) fn decode_core(core: &[u8], header: &Header) -> Option<Self> {
+        if core.len() != CORE_BYTES || core[..8] != MAGIC || get_u16(core, 8) != VERSION {
+            return None;
+        }
+        let record = Self {
+            nonce: get_u64(core, 16),
+            entries: get_u32(core, 12),
+            data_pages: get_u32(core, 24),
+            durable: get_u32(core, 28),
+            tail: PageIndex(get_u32(core, 32)),
+            link: Link { entries: get_u32(core, 36), chain_crc: get_u32(core, 40) },
+            last_chain_crc: get_u32(core, 44),
+            hash: SegmentHash(get(core, 64)),
+        };
+        let end = u64::from(record.tail.0)
+            + index_and_table_pages(record.entries.into(), record.data_pages.into());
+        let fits = record.nonce == header.nonce
+            && end <= header.capacity_pages.into()
+            && record.encode_core() == core;
+        fits.then_some(record)
+    }
+}
+
+/// Pages that the index of `entries` and the table of `data_pages` take.
+pub(super) fn index_and_table_pages(entries: u64, data_pages: u64) -> u64 {
+    let page = PAGE_BYTES as u64;
+    (entries * ENTRY_BYTES as u64).div_ceil(page) + (data_pages * HASH_BYTES as u64).div_ceil(page)
+}
+
+/// What a seal writes. In this order: [`bytes`](Self::bytes) at [`page`](Self::page), `fdatasync`
+/// (the groups' data with it), [`record`](Self::record) at page 1, `fdatasync`. A crash that mixes
+/// the order up is told from a seal all the same: the segment hash has to hold.
+#[derive(Debug)]
+pub struct Sealing {
+    page: PageIndex,
+    bytes: Vec<u8>,
+    meta: SegmentMeta,
+}
+
+impl Sealing {
+    /// Seals `entries` of the segment `header`, whose groups end before `tail`.
+    ///
+    /// # Panics
+    /// When the table's length is not the number of data pages.
+    #[must_use]
+    pub(super) fn new(
+        header: Header,
+        link: Link,
+        durable: u32,
+        entries: Vec<Entry>,
+        tail: PageIndex,
+        table: Vec<BlockHash>,
+        key: &HashKey,
+    ) -> Self {
+        Self::again(SegmentMeta::sealed(header, link, durable, entries, tail, table, key))
+    }
+
+    /// The seal of a segment whose metadata is at hand: a repair, or a copy's.
+    #[must_use]
+    pub fn again(meta: SegmentMeta) -> Self {
+        let index = meta.index_bytes();
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&index);
+        bytes.resize(pages_for(index.len()) * PAGE_BYTES, 0);
+        bytes.extend(meta.table().iter().flat_map(|hash| hash.0));
+        bytes.resize(pages_for(bytes.len()) * PAGE_BYTES, 0);
+        Self { page: meta.seal().tail, bytes, meta }
+    }
+
+    /// Where [`Self::bytes`] go.
+    #[must_use]
+    pub fn page(&self) -> PageIndex {
+        self.page
+    }
+
+    /// Index and block table, whole pages.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Page 1.
+    #[must_use]
+    pub fn record(&self) -> Box<Page> {
+        self.meta.seal().encode()
+    }
+
+    /// The segment's identity.
+    #[must_use]
+    pub fn hash(&self) -> SegmentHash {
+        self.meta.hash()
+    }
+
+    /// All that is known of the sealed segment except its data.
+    #[must_use]
+    pub fn meta(&self) -> &SegmentMeta {
+        &self.meta
+    }
+
+    /// All that is known of the sealed segment except its data.
+    #[must_use]
+    pub fn into_meta(self) -> SegmentMeta {
+        self.meta
+    }
+}

@@ -1,1 +1,0 @@
-//! A segment's stored form: compressed frames, footer index, block table.
