@@ -21,7 +21,7 @@ mod tests;
 mod wire;
 
 pub use page::{PageContent, decode_page, encode_page};
-pub use root::{EncodedRoot, LiveSegment, Position, Root, RootHead};
+pub use root::{EncodedRoot, LiveSegment, Root, RootHead};
 
 use crate::ids::ObjectHash;
 

@@ -3,10 +3,11 @@
 use super::wire::{NAME_BYTES, Reader, check_ascending, put_head, put_name};
 use super::{DecodeError, check_hash};
 use crate::ids::{
-    Epoch, HashKey, Incarnation, ObjectHash, RequestNumber, SegmentHash, SegmentName, SessionId,
-    VolumeId,
+    Epoch, HashKey, Incarnation, ObjectHash, RequestNumber, SegmentHash, SegmentName, Sequence,
+    SessionId, VolumeId,
 };
 use crate::map::{PAGE_BLOCKS, SIZE_BLOCKS_MAX};
+use crate::volume::Position;
 use std::collections::BTreeMap;
 
 const ROOT_MAGIC: &[u8; 8] = b"PANNROOT";
@@ -18,17 +19,6 @@ const TABLE_PART_PAGES: usize = 1024;
 /// Segments of a segment part: 8 GiB of log in 30 KiB.
 const SEGMENT_PART_COUNT: usize = 512;
 const SEGMENT_BYTES: usize = NAME_BYTES + HASH_BYTES + 8;
-
-/// A place in a volume's log: behind `entries` entries of `segment`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Position {
-    /// The last segment.
-    pub segment: SegmentName,
-    /// How many of its entries are included.
-    pub entries: u32,
-    /// Chain CRC of the last of them, or the segment's link when there is none.
-    pub chain_crc: u32,
-}
 
 /// A segment that a checkpoint needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +44,8 @@ pub struct Root {
     pub epoch: Epoch,
     /// Incarnation of the owner that made it.
     pub incarnation: Incarnation,
-    /// How far the log is included; `None` for a volume that was never written.
-    pub through: Option<Position>,
+    /// How far the log is included.
+    pub through: Position,
     /// One per map page, in order; `None` is all hole.
     pub pages: Vec<Option<ObjectHash>>,
     /// The segments that the map names, ascending.
@@ -108,16 +98,15 @@ impl Root {
 
         let mut bytes = Vec::new();
         put_head(&mut bytes, ROOT_MAGIC);
-        bytes.push(u8::from(self.through.is_some()));
+        bytes.push(u8::from(self.through.segment.is_some()));
         bytes.push(0);
         bytes.extend_from_slice(&self.incarnation.0.to_le_bytes());
         bytes.extend_from_slice(&self.volume.0.to_be_bytes());
         bytes.extend_from_slice(&self.size_bytes.to_le_bytes());
         bytes.extend_from_slice(&self.epoch.0.to_le_bytes());
-        let through = self.through.unwrap_or(NOWHERE);
-        put_name(&mut bytes, through.segment);
-        bytes.extend_from_slice(&through.entries.to_le_bytes());
-        bytes.extend_from_slice(&through.chain_crc.to_le_bytes());
+        put_name(&mut bytes, self.through.segment.unwrap_or(NO_SEGMENT));
+        bytes.extend_from_slice(&self.through.entries.to_le_bytes());
+        bytes.extend_from_slice(&self.through.chain_crc.to_le_bytes());
         for count in [
             self.pages.len(),
             self.segments.len(),
@@ -156,16 +145,9 @@ impl Root {
 /// In place of a hash: no such object, all of it is hole.
 const ABSENT: ObjectHash = ObjectHash([0; 32]);
 
-/// In place of a position in a volume that was never written.
-const NOWHERE: Position = Position {
-    segment: SegmentName {
-        sequence: crate::ids::Sequence(0),
-        epoch: Epoch(0),
-        incarnation: Incarnation(0),
-    },
-    entries: 0,
-    chain_crc: 0,
-};
+/// In place of the last segment in a volume that was never written.
+const NO_SEGMENT: SegmentName =
+    SegmentName { sequence: Sequence(0), epoch: Epoch(0), incarnation: Incarnation(0) };
 
 /// How many map pages a volume of a size has.
 fn page_count(size_bytes: u64) -> u64 {
@@ -257,9 +239,10 @@ impl RootHead {
         let volume = VolumeId(u128::from_be_bytes(reader.array()?));
         let size_bytes = reader.u64()?;
         let epoch = Epoch(reader.u64()?);
-        let through =
-            Position { segment: reader.name()?, entries: reader.u32()?, chain_crc: reader.u32()? };
-        if !has_through && through != NOWHERE {
+        let segment = reader.name()?;
+        let (entries, chain_crc) = (reader.u32()?, reader.u32()?);
+        let through = Position { segment: has_through.then_some(segment), entries, chain_crc };
+        if !has_through && (segment != NO_SEGMENT || through != Position::START) {
             return Err(DecodeError::Wrong("a position in a log that is empty"));
         }
         let [page_total, segment_total, session_total, condemned_total, condemned_object_total] =
@@ -299,7 +282,7 @@ impl RootHead {
             size_bytes,
             epoch,
             incarnation,
-            through: has_through.then_some(through),
+            through,
             pages: Vec::new(),
             segments: Vec::new(),
             sessions: sessions.into_iter().collect(),
