@@ -8,6 +8,7 @@
 //! Invariant: no client makes the server allocate by claiming something: receive and reply buffers
 //! are fixed, what is queued is bounded per connection and per server, see [`limits`].
 
+pub mod client;
 pub mod codec;
 mod connection;
 mod errno;
