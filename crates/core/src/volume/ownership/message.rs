@@ -24,6 +24,8 @@ pub struct Grant {
     pub size_bytes: u64,
     /// Who may write.
     pub right: Right,
+    /// The epoch of the last takeover, 0 when there was none.
+    pub lineage: Epoch,
     /// The session that each attachment has open.
     pub sessions: BTreeMap<HostId, SessionId>,
 }
@@ -71,6 +73,8 @@ pub enum Command {
     Takeover {
         /// Hosts that are out, on the operator's word.
         fenced: BTreeSet<HostId>,
+        /// Where this host's log ends, durably.
+        at: Position,
     },
 }
 
@@ -86,7 +90,9 @@ pub enum Event {
         /// The record.
         record: Box<VolumeRecord>,
     },
-    /// The transaction asked for last was refused.
+    /// What was asked of the registry last is done; the record was given before this.
+    Committed,
+    /// The transaction asked for last was refused; the record was given before this.
     Refused(Refusal),
     /// The registry is away; the transaction asked for last may or may not have happened.
     RegistryAway,
@@ -124,6 +130,8 @@ pub enum Event {
         attachment: HostId,
         /// The new session; sessions of one attachment only grow.
         session: SessionId,
+        /// The epoch of the last takeover known when the guest was attached, 0 for none.
+        lineage: Epoch,
     },
     /// The attachment is gone: its session ends and the write right, if it holds it, is free.
     CloseSession {
@@ -164,13 +172,17 @@ pub enum Route {
 }
 
 /// Something to do. Effects are executed in order; those that take time report by an [`Event`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Make the state durable; then [`Event::Persisted`]. One is in flight at a time.
     Persist(Box<LocalState>),
-    /// Change the volume's record; then [`Event::Record`], [`Event::Refused`] or
-    /// [`Event::RegistryAway`]. One is in flight at a time.
+    /// Change the volume's record if its revision is still the one given last; then
+    /// [`Event::Record`] with what it is now and [`Event::Committed`] or [`Event::Refused`], or
+    /// [`Event::RegistryAway`]. One `Registry` or `Read` is in flight at a time.
     Registry(Change),
+    /// Read the volume's record; then [`Event::Record`] and [`Event::Committed`], or
+    /// [`Event::RegistryAway`].
+    Read,
     /// Send a message; it may get lost.
     Send {
         /// To this host.
@@ -237,8 +249,9 @@ pub enum Effect {
     /// Set aside, by name, what the log has beyond `end`; then [`Event::TailAside`]. The log is then
     /// as it was recorded in the registry.
     SetTailAside {
-        /// Where the ended epoch's log ends.
-        end: Position,
+        /// Where the ended epoch's log ends; `None` when that is not recorded any more: then nothing
+        /// of it that the new log does not name counts.
+        end: Option<Position>,
     },
     /// The outcome of a command.
     Done(Outcome),

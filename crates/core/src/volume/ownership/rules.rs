@@ -34,8 +34,6 @@ rules! {
     epochs_never_reused,
     /// `granted` is durable before GRANT is sent.
     granted_before_grant,
-    /// The volume is drained and stopped before `granted` is recorded.
-    stopped_before_granted,
     /// A host that has granted neither acknowledges nor answers reads, also after a restart.
     granted_is_silent,
     /// GRANT is durable at the taker before its first reply.

@@ -5,7 +5,7 @@ use crate::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
 use crate::record::Transit;
 use crate::volume::Position;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One boot of a host's kernel (`/proc/sys/kernel/random/boot_id`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -19,21 +19,28 @@ pub struct Right {
     /// The target of a declared migration, whose first write takes the right from its holder. Spent
     /// by that write.
     pub declared: Option<HostId>,
+    /// Whether all attachments may write.
+    pub shared: bool,
 }
 
 /// A host's part in a volume's ownership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// It owns nothing. With a transit it is the taker.
+    /// It owns nothing.
     Follower {
-        /// The transit to this host that was read from the registry, in the boot named by the state.
-        transit: Option<Transit>,
+        /// Whom it gave the volume to last, so that requests find the way while the registry is away.
+        gave_to: Option<HostId>,
     },
-    /// It asked the registry to make it the owner, by creation or takeover, with a log that ends
-    /// here.
+    /// It created the volume, empty, and owns it as soon as the registry says so.
+    Creating,
+    /// It asks the registry to make it the owner by takeover, until that is answered for certain.
     Claiming {
         /// Where its log ends.
         at: Position,
+        /// Hosts that are out, on the operator's word.
+        fenced: BTreeSet<HostId>,
+        /// The epoch that it gave away and the GRANT that it goes on repeating if the claim fails.
+        granted: Option<(Epoch, Grant)>,
     },
     /// It owns the volume.
     Owner {
@@ -55,8 +62,8 @@ pub enum Role {
     Fenced {
         /// The epoch that it had.
         epoch: Epoch,
-        /// Where the registry says that it ended.
-        end: Position,
+        /// Where the registry says that its log ended, if it does.
+        end: Option<Position>,
     },
 }
 
@@ -71,6 +78,11 @@ pub struct LocalState {
     pub known: Epoch,
     /// Transits of this host up to this reserved epoch will never be granted.
     pub aborted: Epoch,
+    /// The transit to this host that was read from the registry last, in the boot named by `boot`.
+    pub transit_read: Option<Transit>,
+    /// The epoch of the last takeover in this ownership's past, 0 when there was none. Attachments
+    /// made before it do not count; counts at the owner.
+    pub lineage: Epoch,
     /// The part.
     pub role: Role,
     /// Who may write; counts at the owner.
@@ -88,7 +100,9 @@ impl LocalState {
             boot,
             known: Epoch(0),
             aborted: Epoch(0),
-            role: Role::Follower { transit: None },
+            transit_read: None,
+            lineage: Epoch(0),
+            role: Role::Follower { gave_to: None },
             right: Right::default(),
             sessions: BTreeMap::new(),
         }
@@ -98,7 +112,7 @@ impl LocalState {
     /// names it.
     #[must_use]
     pub fn creating(volume: VolumeId, boot: BootId) -> Self {
-        Self { role: Role::Claiming { at: Position::START }, ..Self::follower(volume, boot) }
+        Self { role: Role::Creating, ..Self::follower(volume, boot) }
     }
 }
 

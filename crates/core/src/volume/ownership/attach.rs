@@ -1,0 +1,173 @@
+//! Attachments at the owner: their sessions and the write right.
+
+use super::machine::Machine;
+use super::message::Effect;
+use super::state::Role;
+use crate::ids::{Epoch, HostId, SessionId};
+
+/// What the owner does with a request that another host has forwarded, or any host with its own
+/// guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Admission {
+    /// Execute it here.
+    Execute,
+    /// It is a write and its attachment does not hold the write right: ask for it and wait.
+    AskRight,
+    /// Its session does not count: it is over, or was never opened here.
+    NoSession,
+    /// This host executes nothing now. A guest's own request goes where the route says; a forwarded
+    /// one is answered `moved`.
+    Moved,
+    /// Send it on. Only a guest's own request ever is.
+    Forward,
+}
+
+impl Machine {
+    /// What to do with a request of an attachment's session. `forwarded`: it came from another host.
+    #[must_use]
+    pub fn admit(
+        &self,
+        attachment: HostId,
+        session: SessionId,
+        writes: bool,
+        forwarded: bool,
+    ) -> Admission {
+        if self.appends_under().is_none() {
+            let onward = forwarded && self.rules.forwarded_once;
+            return if onward { Admission::Moved } else { Admission::Forward };
+        }
+        if !self.session_counts(attachment, session) {
+            return Admission::NoSession;
+        }
+        if writes && !self.may_write(attachment) {
+            return Admission::AskRight;
+        }
+        Admission::Execute
+    }
+
+    fn session_counts(&self, attachment: HostId, session: SessionId) -> bool {
+        let open = self.state.sessions.get(&attachment);
+        let durable = self.durable.sessions.get(&attachment);
+        let mut counts = open == Some(&session);
+        if self.rules.sessions_are_durable {
+            counts &= durable == Some(&session);
+        }
+        if !self.rules.new_session_ends_old {
+            counts |= open.is_some_and(|open| session < *open);
+        }
+        if !self.rules.takeover_ends_sessions {
+            counts |= open.is_none();
+        }
+        counts
+    }
+
+    fn may_write(&self, attachment: HostId) -> bool {
+        let right = &self.state.right;
+        if right.shared || !self.rules.one_writer {
+            return true;
+        }
+        let durable = self.durable.right.holder == Some(attachment) || !self.rules.right_is_durable;
+        let leaving = self.passing.is_some_and(|(from, _)| from == attachment);
+        right.holder == Some(attachment) && durable && !leaving
+    }
+
+    pub(super) fn handle_open_session(
+        &mut self,
+        attachment: HostId,
+        session: SessionId,
+        lineage: Epoch,
+    ) {
+        if self.appends_under().is_none() {
+            return;
+        }
+        let open = self.state.sessions.get(&attachment).copied();
+        let stale = lineage < self.state.lineage && self.rules.takeover_ends_sessions;
+        if stale || open.is_some_and(|open| open > session) {
+            self.effects.push_back(Effect::SessionEnded { attachment, session });
+            return;
+        }
+        let ended = open.filter(|open| *open != session);
+        self.state.sessions.insert(attachment, session);
+        self.opening.insert(attachment, (session, ended));
+    }
+
+    pub(super) fn handle_close_session(&mut self, attachment: HostId, session: SessionId) {
+        let owner = matches!(self.state.role, Role::Owner { .. });
+        if !owner || self.state.sessions.get(&attachment) != Some(&session) {
+            return;
+        }
+        self.state.sessions.remove(&attachment);
+        self.opening.remove(&attachment);
+        if self.state.right.holder == Some(attachment) {
+            self.state.right.holder = None;
+        }
+    }
+
+    pub(super) fn handle_ask_right(&mut self, attachment: HostId) {
+        if self.appends_under().is_none() || self.passing.is_some() {
+            return;
+        }
+        let right = &mut self.state.right;
+        match right.holder {
+            None => {
+                right.holder = Some(attachment);
+                if right.declared == Some(attachment) && self.rules.declared_once {
+                    right.declared = None;
+                }
+            }
+            Some(holder) if holder == attachment => self.right_told = None,
+            Some(holder) if right.declared == Some(attachment) => {
+                self.passing = Some((holder, attachment));
+                self.effects.push_back(Effect::WithdrawRight { attachment: holder });
+                if !self.rules.right_withdrawn_first {
+                    self.pass_right();
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    pub(super) fn handle_right_withdrawn(&mut self, attachment: HostId) {
+        let owner = matches!(self.state.role, Role::Owner { .. });
+        if owner && self.passing.is_some_and(|(from, _)| from == attachment) {
+            self.pass_right();
+        }
+    }
+
+    fn pass_right(&mut self) {
+        if let Some((_, to)) = self.passing.take() {
+            self.state.right.holder = Some(to);
+            if self.rules.declared_once {
+                self.state.right.declared = None;
+            }
+        }
+    }
+
+    pub(super) fn advance_attachments(&mut self) {
+        if self.appends_under().is_none() {
+            return;
+        }
+        let view = if self.rules.sessions_are_durable { &self.durable } else { &self.state };
+        let ready = |attachment: &HostId, session: &SessionId| {
+            view.sessions.get(attachment) == Some(session)
+        };
+        let effects = &mut self.effects;
+        self.opening.retain(|attachment, (session, ended)| {
+            let is_ready = ready(attachment, session);
+            if is_ready {
+                effects.push_back(Effect::SessionOpened {
+                    attachment: *attachment,
+                    session: *session,
+                    ended: *ended,
+                });
+            }
+            !is_ready
+        });
+        let holder = self.state.right.holder;
+        let durable = self.durable.right.holder == holder || !self.rules.right_is_durable;
+        if durable && self.passing.is_none() && self.right_told != Some(holder) {
+            self.right_told = Some(holder);
+            self.effects.push_back(Effect::RightHeld { holder });
+        }
+    }
+}
