@@ -1,7 +1,7 @@
 //! An entry of a segment's log: one change of the volume, chained to the entry before it.
 
 use super::bytes::{get_u16, get_u32, get_u64, put, put_u32, put_u64};
-use super::crc32c;
+use super::{PAGE_BYTES, crc32c};
 use crate::ids::{RequestNumber, SessionId};
 use crate::units::{BlockIndex, PageIndex};
 use serde::{Deserialize, Serialize};
@@ -146,6 +146,21 @@ impl EntryKind {
 }
 
 impl Entry {
+    /// Whether `data` is the data that the entry was written with; an entry without data matches
+    /// only no bytes.
+    #[must_use]
+    pub fn data_matches(&self, data: &[u8]) -> bool {
+        match self.kind {
+            EntryKind::Data { count, data_crc, .. } => {
+                data.len() == count as usize * PAGE_BYTES && crc32c(data) == data_crc
+            }
+            EntryKind::Zero { .. }
+            | EntryKind::Discard { .. }
+            | EntryKind::Resize { .. }
+            | EntryKind::SessionMark { .. } => data.is_empty(),
+        }
+    }
+
     /// The entry that follows one with chain CRC `chain_before`.
     pub(super) fn chained(kind: EntryKind, joined: bool, chain_before: u32) -> Self {
         let chain_crc = chain(chain_before, &kind.body(joined));

@@ -2,7 +2,7 @@
 
 use super::bytes::{get_u16, get_u32, get_u64, put, put_u16, put_u32, put_u64};
 use super::entry::{ENTRY_BYTES, Entry, Link};
-use super::{PAGE_BYTES, Page, crc32c};
+use super::{PAGE_BYTES, crc32c};
 use crate::units::PageIndex;
 
 const MAGIC: [u8; 8] = *b"PNR-GROU";
@@ -36,8 +36,9 @@ pub(super) struct GroupHeader {
 }
 
 impl GroupHeader {
-    pub(super) fn encode_into(&self, page: &mut Page) {
-        page[..GROUP_HEADER_BYTES].fill(0);
+    pub(super) fn encode(&self) -> [u8; GROUP_HEADER_BYTES] {
+        let mut bytes = [0; GROUP_HEADER_BYTES];
+        let page = &mut bytes;
         put(page, 0, &MAGIC);
         put_u16(page, 8, VERSION);
         put_u32(page, 12, self.page.0);
@@ -50,14 +51,12 @@ impl GroupHeader {
         put_u32(page, 44, self.chain_before);
         let crc = crc32c(&page[..CRC_AT]);
         put_u32(page, CRC_AT, crc);
+        bytes
     }
 
     /// Reads the descriptor header at `at`, if this use of the file wrote it.
     pub(super) fn decode(page: &[u8], at: PageIndex, nonce: u64) -> Option<Self> {
-        if page[..8] != MAGIC
-            || get_u16(page, 8) != VERSION
-            || crc32c(&page[..CRC_AT]) != get_u32(page, CRC_AT)
-        {
+        if page[..8] != MAGIC || get_u16(page, 8) != VERSION {
             return None;
         }
         let header = Self {
@@ -69,7 +68,9 @@ impl GroupHeader {
             link: Link { entries: get_u32(page, 36), chain_crc: get_u32(page, 40) },
             chain_before: get_u32(page, 44),
         };
-        (header.page == at && header.nonce == nonce).then_some(header)
+        // Compares the CRC and the reserved bytes, too.
+        let whole = header.encode() == page[..GROUP_HEADER_BYTES];
+        (whole && header.page == at && header.nonce == nonce).then_some(header)
     }
 }
 

@@ -5,7 +5,7 @@ use super::entry::{ENTRY_BYTES, Entry, EntryKind, Link};
 use super::header::{CORE_BYTES as HEADER_CORE, Header, HeaderError};
 use super::seal::{CORE_BYTES as SEAL_CORE, HASH_BYTES, SealRecord};
 use super::{FIRST_GROUP_PAGE, bytes, crc32c};
-use crate::ids::{BlockHash, HashKey, SegmentHash, SegmentId};
+use crate::ids::{BlockHash, HashKey, SegmentHash, SegmentId, SegmentName};
 use crate::units::PageIndex;
 
 const MAGIC: [u8; 8] = *b"PNR-META";
@@ -171,6 +171,24 @@ impl SegmentMeta {
     #[must_use]
     pub fn id(&self) -> SegmentId {
         self.header.id()
+    }
+
+    /// Its name within its volume.
+    #[must_use]
+    pub fn name(&self) -> SegmentName {
+        self.header.name
+    }
+
+    /// Where the predecessor's part of the log ends.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.seal.link
+    }
+
+    /// The link of a segment that follows all of its entries.
+    #[must_use]
+    pub fn next_link(&self) -> Link {
+        self.seal.next_link()
     }
 
     /// Its seal record.

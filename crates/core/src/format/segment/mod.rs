@@ -31,7 +31,7 @@ pub use recover::{RecoverError, Recovered, SealedSegment, recover};
 pub use seal::{SealRecord, Sealing};
 pub use writer::{Appended, Full, SegmentWriter};
 
-pub(crate) use bytes::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
+pub(crate) use bytes::{get, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
 
 use crate::units::{BLOCK_BYTES, PageIndex};
 

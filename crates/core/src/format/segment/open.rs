@@ -143,6 +143,12 @@ impl OpenSegment {
         self.keep(entries as usize);
     }
 
+    /// An `fdatasync` of the file has returned without error since it was recovered: all that counts
+    /// is durable. Without it, a seal makes every later reader check the data again.
+    pub fn synced(&mut self) {
+        self.durable = self.durable.max(self.count());
+    }
+
     /// Seals what counts. `table` has the hash of every page of [`OpenSegment::pages`]. An empty
     /// segment is not sealed: its file goes back to the pool.
     ///
@@ -152,7 +158,7 @@ impl OpenSegment {
     pub fn seal(self, table: Vec<BlockHash>, key: &HashKey) -> Sealing {
         let tail = self.tail();
         let link = self.link.unwrap_or_default();
-        let durable = self.count();
+        let durable = self.durable.min(self.count());
         Sealing::new(self.header, link, durable, self.entries, tail, table, key)
     }
 

@@ -1,12 +1,13 @@
 //! Reading a segment file after a crash, or any other time.
 //!
-//! Of a sealed segment the seal record is believed, when the segment hash holds. Of an open one the
+//! Of a sealed segment the seal record is believed, when the segment hash holds, and the data that
+//! were not known durable when it was written. Of an open one the
 //! longest valid prefix of its entries counts: every entry behind its predecessor, with its data.
 //! Unsynced pages may have reached the medium in any subset, torn, or not at all, and a recycled
 //! file is full of an earlier use's pages: `docs/formats.md` has the case list, and
 //! `recover/tests.rs` enumerates it.
 
-use super::entry::EntryKind;
+use super::entry::{Entry, EntryKind};
 use super::group::{GroupHeader, chained_entries, slots};
 use super::header::{Header, HeaderError};
 use super::limits::READ_PAGES;
@@ -52,11 +53,9 @@ pub enum RecoverError<E> {
 struct Rules {
     chain: bool,
     data: bool,
-    group_order: bool,
-    nonce: bool,
 }
 
-const RULES: Rules = Rules { chain: true, data: true, group_order: true, nonce: true };
+const RULES: Rules = Rules { chain: true, data: true };
 
 /// Reads a segment file. `header` is page 0; `read` fills its buffer (whole pages) from the page
 /// that it is given on; what lies behind the end of a file that was cut off reads as zero.
@@ -85,13 +84,20 @@ fn recover_by<E>(
     if let Some(seal) = seal
         && let Some(sealed) = read_sealed(rules, header, seal, key, read)?
     {
-        return Ok(Recovered::Sealed(sealed));
+        let entries = sealed.meta.entries();
+        if !rules.data || valid_data(entries, seal.durable, read)? == entries.len() {
+            return Ok(Recovered::Sealed(sealed));
+        }
     }
     let mut open = walk(rules, header, u32::MAX, read)?;
     if let Some(seal) = seal {
         open.durable = open.durable.max(seal.durable);
     }
-    let valid = if rules.data { valid_data(&open, read)? } else { open.entries.len() };
+    let valid = if rules.data {
+        valid_data(&open.entries, open.durable, read)?
+    } else {
+        open.entries.len()
+    };
     open.keep(valid);
     search_behind(&mut open, read)?;
     Ok(Recovered::Open(open))
@@ -150,16 +156,15 @@ fn walk<E>(
     let mut chain = 0;
     while at.0 < header.capacity_pages && open.count() < entries_max {
         read(at, &mut page)?;
-        let nonce = if rules.nonce { header.nonce } else { super::get_u64(&page, 16) };
-        let Some(group) = GroupHeader::decode(&page, at, nonce) else { break };
+        let Some(group) = GroupHeader::decode(&page, at, header.nonce) else { break };
         if open.groups.is_empty() {
             chain = group.link.seed(header.nonce);
         }
         let in_order = group.number as usize == open.groups.len()
             && group.first_entry == open.count()
             && open.link.is_none_or(|link| link == group.link)
-            && group.chain_before == chain;
-        if rules.group_order && !in_order {
+            && (group.chain_before == chain || !rules.chain);
+        if !in_order {
             break;
         }
         open.link = Some(group.link);
@@ -167,17 +172,9 @@ fn walk<E>(
         let mut next = at.plus(1);
         let before = open.count();
         for entry in slots(&page).take((entries_max - before) as usize).map_while(|slot| slot) {
-            let pages_fit = match entry.kind {
-                EntryKind::Data { page, count, .. } => {
-                    page == next
-                        && u64::from(next.0) + u64::from(count) <= header.capacity_pages.into()
-                }
-                EntryKind::Zero { .. }
-                | EntryKind::Discard { .. }
-                | EntryKind::Resize { .. }
-                | EntryKind::SessionMark { .. } => true,
-            };
-            if !pages_fit || rules.chain && !entry.follows(chain) {
+            if !stands_at(&entry, next, header.capacity_pages)
+                || rules.chain && !entry.follows(chain)
+            {
                 break;
             }
             chain = entry.chain_crc;
@@ -197,13 +194,28 @@ fn walk<E>(
     Ok(open)
 }
 
-/// How many of the walked entries have their data, read from the durable position on.
+/// Whether an entry's data begins at `next` and ends within the file.
+fn stands_at(entry: &Entry, next: PageIndex, capacity_pages: u32) -> bool {
+    match entry.kind {
+        EntryKind::Data { page, count, .. } => {
+            page == next && u64::from(next.0) + u64::from(count) <= capacity_pages.into()
+        }
+        EntryKind::Zero { .. }
+        | EntryKind::Discard { .. }
+        | EntryKind::Resize { .. }
+        | EntryKind::SessionMark { .. } => true,
+    }
+}
+
+/// How many of the entries, from the first on, have their data, when those before `durable` need no
+/// check.
 fn valid_data<E>(
-    open: &OpenSegment,
+    entries: &[Entry],
+    durable: u32,
     read: &mut impl FnMut(PageIndex, &mut [u8]) -> Result<(), E>,
 ) -> Result<usize, E> {
     let mut buffer = Vec::new();
-    for (index, entry) in open.entries.iter().enumerate().skip(open.durable as usize) {
+    for (index, entry) in entries.iter().enumerate().skip(durable as usize) {
         let EntryKind::Data { page, count, data_crc, .. } = entry.kind else { continue };
         let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
         for_each_chunk(page, count, &mut buffer, read, |bytes| crc.update(bytes))?;
@@ -211,7 +223,7 @@ fn valid_data<E>(
             return Ok(index);
         }
     }
-    Ok(open.entries.len())
+    Ok(entries.len())
 }
 
 /// Computes the block table from the data.
@@ -275,73 +287,4 @@ fn search_behind<E>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::segment::{Link, SegmentWriter};
-    use crate::ids::{SegmentName, VolumeId};
-    use crate::units::BlockIndex;
-
-    const KEY: HashKey = HashKey([7; 32]);
-
-    /// Written, flushed, sealed, damaged and rebuilt: the plain path end to end.
-    #[test]
-    fn a_segment_is_found_open_sealed_and_rebuilt() {
-        let name: SegmentName = "3.2-17".parse().unwrap();
-        let header =
-            Header { volume: VolumeId(5), name, nonce: 99, predecessor: None, capacity_pages: 64 };
-        let mut file = vec![0xAA_u8; 64 * PAGE_BYTES];
-        let put = |file: &mut Vec<u8>, page: PageIndex, bytes: &[u8]| {
-            let at = page.byte_offset() as usize;
-            file[at..at + bytes.len()].copy_from_slice(bytes);
-        };
-        put(&mut file, PageIndex(0), &header.encode()[..]);
-        put(&mut file, SEAL_PAGE, &[0; PAGE_BYTES]);
-        let mut writer = SegmentWriter::new(header, Link { entries: 4, chain_crc: 5 });
-        let mut table = Vec::new();
-        for n in 0..3_u8 {
-            let data = vec![n + 1; 2 * PAGE_BYTES];
-            let at = writer.append_data(BlockIndex(n.into()), &data, false).unwrap();
-            put(&mut file, at.page, &data);
-            table.extend(data.chunks(PAGE_BYTES).map(|block| KEY.block(block)));
-            for (page, bytes) in writer.unwritten() {
-                put(&mut file, page, bytes);
-            }
-            writer.mark_written();
-            if n == 1 {
-                let covered = writer.begin_flush();
-                writer.flush_covers(covered);
-            }
-        }
-        let read_from = |file: &[u8]| {
-            let file = file.to_vec();
-            move |page: PageIndex, into: &mut [u8]| -> Result<(), ()> {
-                let at = page.byte_offset() as usize;
-                into.copy_from_slice(&file[at..at + into.len()]);
-                Ok(())
-            }
-        };
-        let Recovered::Open(open) = recover(&file[..4096], &KEY, read_from(&file)).unwrap() else {
-            panic!("not open")
-        };
-        assert_eq!(open.entries(), writer.entries_from(0));
-        assert_eq!((open.durable(), open.tail()), (2, writer.tail()));
-        assert_eq!(open.behind(), None);
-        let sealing = writer.seal(table, &KEY);
-        put(&mut file, sealing.page(), sealing.bytes());
-        put(&mut file, SEAL_PAGE, &sealing.record()[..]);
-        let Recovered::Sealed(sealed) = recover(&file[..4096], &KEY, read_from(&file)).unwrap()
-        else {
-            panic!("not sealed")
-        };
-        assert_eq!(&sealed.meta, sealing.meta());
-        assert!(sealed.repair.is_none());
-        file[sealing.page().byte_offset() as usize] ^= 1;
-        let Recovered::Sealed(sealed) = recover(&file[..4096], &KEY, read_from(&file)).unwrap()
-        else {
-            panic!("not sealed")
-        };
-        assert_eq!(sealed.repair.unwrap().bytes(), sealing.bytes());
-        let bytes = sealed.meta.encode();
-        assert_eq!(SegmentMeta::decode(&bytes, &KEY).unwrap(), sealed.meta);
-    }
-}
+mod tests;

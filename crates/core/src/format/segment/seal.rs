@@ -27,7 +27,8 @@ pub struct SealRecord {
     pub entries: u32,
     /// Data pages of the segment, and hashes in its block table.
     pub data_pages: u32,
-    /// Entries that were durable when the record was written.
+    /// Entries that were durable when the record was written: a reader checks the data of the others
+    /// before it believes the seal.
     pub durable: u32,
     /// First page behind the groups. The index begins there, the block table at the page after it.
     pub tail: PageIndex,
@@ -132,9 +133,9 @@ pub(super) fn index_and_table_pages(entries: u64, data_pages: u64) -> u64 {
     (entries * ENTRY_BYTES as u64).div_ceil(page) + (data_pages * HASH_BYTES as u64).div_ceil(page)
 }
 
-/// What a seal writes. In this order: [`bytes`](Self::bytes) at [`page`](Self::page), `fdatasync`
-/// (the groups' data with it), [`record`](Self::record) at page 1, `fdatasync`. A crash that mixes
-/// the order up is told from a seal all the same: the segment hash has to hold.
+/// What a seal writes: [`bytes`](Self::bytes) at [`page`](Self::page) and [`record`](Self::record) at
+/// page 1, then `fdatasync`. Neither their order nor that of the groups' data before them matters: a
+/// record counts only with the segment hash, and with the data that its `durable` does not cover.
 #[derive(Debug)]
 pub struct Sealing {
     page: PageIndex,
@@ -143,12 +144,15 @@ pub struct Sealing {
 }
 
 impl Sealing {
-    /// Seals `entries` of the segment `header`, whose groups end before `tail`.
+    /// Seals `entries` of the segment `header`: all of a writer's, or the prefix that counts when an
+    /// `fdatasync` failed behind it. `tail` is the writer's (index and table stand there, behind all
+    /// groups), `durable` is how many entries are known durable.
     ///
     /// # Panics
-    /// When the table's length is not the number of data pages.
+    /// When the table's length is not the number of data pages, or the entries end in the middle of a
+    /// joined request.
     #[must_use]
-    pub(super) fn new(
+    pub fn new(
         header: Header,
         link: Link,
         durable: u32,
@@ -157,6 +161,7 @@ impl Sealing {
         table: Vec<BlockHash>,
         key: &HashKey,
     ) -> Self {
+        assert!(entries.last().is_none_or(|entry| !entry.joined), "half a joined request");
         Self::again(SegmentMeta::sealed(header, link, durable, entries, tail, table, key))
     }
 

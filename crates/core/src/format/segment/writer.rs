@@ -344,7 +344,7 @@ impl SegmentWriter {
             self.closed.push((self.group.page, full));
         }
         self.group.bytes.fill(0);
-        GroupHeader {
+        let header = GroupHeader {
             page: self.tail,
             nonce: self.header.nonce,
             number: self.groups,
@@ -352,8 +352,8 @@ impl SegmentWriter {
             durable: self.durable,
             link: self.link,
             chain_before: self.chain_crc,
-        }
-        .encode_into(&mut self.group.bytes);
+        };
+        bytes::put(&mut self.group.bytes[..], 0, &header.encode());
         self.group.page = self.tail;
         self.group.entries = 0;
         self.group.open = true;

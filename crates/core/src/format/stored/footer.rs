@@ -2,7 +2,7 @@
 
 use super::{FRAME_BYTES, FRAME_PAGES, FRAMES_MAX};
 use crate::format::segment::{
-    SegmentMeta, crc32c, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64,
+    SegmentMeta, crc32c, get, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64,
 };
 use crate::ids::SegmentHash;
 use crate::units::PageIndex;
@@ -42,6 +42,7 @@ pub struct Footer {
     frames: Vec<FrameEntry>,
     meta: Range<u64>,
     pages: u32,
+    hash: [u8; 16],
 }
 
 /// A frame as the index has it.
@@ -99,6 +100,7 @@ impl Footer {
         }
         if crc32c(&trailer[..CRC_AT]) != get_u32(trailer, CRC_AT)
             || get_u64(trailer, 16) != object_bytes
+            || trailer[48..CRC_AT].iter().chain(&trailer[10..12]).any(|byte| *byte != 0)
         {
             return Err(FooterError::Damaged);
         }
@@ -119,7 +121,8 @@ impl Footer {
             return Err(FooterError::Damaged);
         }
         let frames = decode_index(index, pages, meta_start).ok_or(FooterError::Damaged)?;
-        Ok(Self { frames, meta: meta_start..meta_end, pages })
+        let hash = get(trailer, 32);
+        Ok(Self { frames, meta: meta_start..meta_end, pages, hash })
     }
 
     /// Where the object has the segment's metadata ([`SegmentMeta::decode`]).
@@ -142,6 +145,12 @@ impl Footer {
             .iter()
             .enumerate()
             .map(|(index, entry)| FrameRef { index: index as u32, entry: *entry })
+    }
+
+    /// Whether this is an object of the segment with this hash, as far as 16 bytes tell.
+    #[must_use]
+    pub fn is_of(&self, hash: SegmentHash) -> bool {
+        self.hash == hash.0[..16]
     }
 
     /// Data pages that the segment has, in the object or not.
