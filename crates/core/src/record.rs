@@ -90,6 +90,8 @@ pub struct Transit {
     /// Whether a migration is declared: the first writer at the target then takes the write right,
     /// once.
     pub declared: bool,
+    /// Whether the switch waits for that write; else it comes as soon as the target has caught up.
+    pub waits_for_write: bool,
 }
 
 /// Where the log of an epoch ends that a takeover has ended. What lies beyond is no part of the log.

@@ -10,9 +10,8 @@ pub(super) fn errno(kind: ErrorKind) -> Errno {
         ErrorKind::Invalid => Errno::Inval,
         ErrorKind::NoSpace => Errno::NoSpc,
         ErrorKind::Fenced | ErrorKind::Closed => Errno::Shutdown,
-        ErrorKind::Unavailable
-        | ErrorKind::NotFound
-        | ErrorKind::Corrupt
-        | ErrorKind::Internal => Errno::Io,
+        ErrorKind::Unavailable | ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Internal => {
+            Errno::Io
+        }
     }
 }

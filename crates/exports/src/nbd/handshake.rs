@@ -207,12 +207,8 @@ impl<D: Devices> Handshake<'_, D> {
         let size = device.size_bytes().to_be_bytes();
         let kind = info::EXPORT.to_be_bytes();
         self.reply(number, Reply::Info, &[&kind, &size, &flags.to_be_bytes()]);
-        let sizes = [
-            SECTOR_BYTES as u32,
-            limits::BLOCK_BYTES_PREFERRED,
-            limits::REQUEST_BYTES_MAX,
-        ]
-        .map(u32::to_be_bytes);
+        let sizes = [SECTOR_BYTES as u32, limits::BLOCK_BYTES_PREFERRED, limits::REQUEST_BYTES_MAX]
+            .map(u32::to_be_bytes);
         let kind = info::BLOCK_SIZE.to_be_bytes();
         self.reply(number, Reply::Info, &[&kind, sizes.as_flattened()]);
         if request.wants_name {

@@ -103,6 +103,13 @@ impl Machine {
         }
     }
 
+    pub(super) fn handle_release_right(&mut self, attachment: HostId) {
+        let owner = matches!(self.state.role, Role::Owner { .. });
+        if owner && self.state.right.holder == Some(attachment) {
+            self.state.right.holder = None;
+        }
+    }
+
     pub(super) fn handle_ask_right(&mut self, attachment: HostId) {
         if self.appends_under().is_none() || self.passing.is_some() {
             return;
@@ -111,9 +118,7 @@ impl Machine {
         match right.holder {
             None => {
                 right.holder = Some(attachment);
-                if right.declared == Some(attachment) && self.rules.declared_once {
-                    right.declared = None;
-                }
+                self.declaration_spent(attachment);
             }
             Some(holder) if holder == attachment => self.right_told = None,
             Some(holder) if right.declared == Some(attachment) => {
@@ -137,9 +142,24 @@ impl Machine {
     fn pass_right(&mut self) {
         if let Some((_, to)) = self.passing.take() {
             self.state.right.holder = Some(to);
-            if self.rules.declared_once {
-                self.state.right.declared = None;
-            }
+            self.declaration_spent(to);
+        }
+    }
+
+    /// The target of a declared migration has taken the right; if the switch waited for that, it
+    /// comes now.
+    fn declaration_spent(&mut self, holder: HostId) {
+        if self.state.right.declared != Some(holder) {
+            return;
+        }
+        if self.rules.declared_once {
+            self.state.right.declared = None;
+        }
+        if let Role::Owner { transit: Some(transit), .. } = &self.state.role
+            && transit.to == holder
+            && transit.waits_for_write
+        {
+            self.switch_wanted = true;
         }
     }
 
@@ -165,9 +185,10 @@ impl Machine {
         });
         let holder = self.state.right.holder;
         let durable = self.durable.right.holder == holder || !self.rules.right_is_durable;
-        if durable && self.passing.is_none() && self.right_told != Some(holder) {
-            self.right_told = Some(holder);
-            self.effects.push_back(Effect::RightHeld { holder });
+        let told = (holder, self.state.right.shared);
+        if durable && self.passing.is_none() && self.right_told != Some(told) {
+            self.right_told = Some(told);
+            self.effects.push_back(Effect::RightHeld { holder, shared: told.1 });
         }
     }
 }

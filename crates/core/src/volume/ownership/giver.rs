@@ -3,17 +3,17 @@
 use super::machine::{Appending, Machine, Seen};
 use super::message::{Effect, Grant, Message, Outcome};
 use super::state::Role;
-use super::transaction::{Change, Refusal};
+use super::transaction::{Change, Plan, Refusal};
 use crate::ids::{Epoch, HostId};
 use crate::record::Transit;
 use crate::volume::Position;
 
 impl Machine {
-    pub(super) fn command_prepare(&mut self, to: HostId, declared: bool) {
+    pub(super) fn command_prepare(&mut self, to: HostId, plan: Plan) {
         let refusal = match &self.state.role {
             Role::Owner { .. } if to == self.me => Refusal::AlreadyThere(to),
             Role::Owner { transit: Some(transit), .. } => {
-                if (transit.to, transit.declared) == (to, declared) {
+                if (transit.to, transit.declared) == (to, plan.declared) {
                     self.done(Outcome::Prepared { epoch: transit.epoch });
                     return;
                 }
@@ -24,7 +24,7 @@ impl Machine {
                 return;
             }
             Role::Owner { transit: None, .. } => {
-                self.begin_wanted = Some((to, declared));
+                self.begin_wanted = Some((to, plan));
                 return;
             }
             Role::Granted { .. }
@@ -51,6 +51,15 @@ impl Machine {
             | Role::Fenced { .. } => self.not_owner(),
         };
         self.done(Outcome::Refused(refusal));
+    }
+
+    /// The taker has caught up and asks for the switch.
+    pub(super) fn handle_ask_switch(&mut self, from: HostId, epoch: Epoch) {
+        if let Role::Owner { transit: Some(transit), .. } = &self.state.role
+            && (transit.to, transit.epoch) == (from, epoch)
+        {
+            self.switch_wanted = true;
+        }
     }
 
     pub(super) fn command_abort(&mut self) {

@@ -7,7 +7,7 @@
 use super::message::{Command, Effect, Event, Outcome, Route};
 use super::rules::Rules;
 use super::state::{BootId, LocalState, Role};
-use super::transaction::{Change, Refusal};
+use super::transaction::{Change, Plan, Refusal};
 use crate::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
 use crate::record::{EpochEnd, Transit, VolumeRecord};
 use crate::units::Time;
@@ -77,7 +77,7 @@ pub struct Machine {
     pub(super) registry: Registry,
     pub(super) asked: Option<Change>,
     pub(super) read_wanted: bool,
-    pub(super) begin_wanted: Option<(HostId, bool)>,
+    pub(super) begin_wanted: Option<(HostId, Plan)>,
     pub(super) switch_wanted: bool,
     pub(super) abort_told: Option<Epoch>,
     pub(super) catching: Option<Catching>,
@@ -90,7 +90,7 @@ pub struct Machine {
     pub(super) opening: BTreeMap<HostId, (SessionId, Option<SessionId>)>,
     /// The write right on its way, from one attachment to another.
     pub(super) passing: Option<(HostId, HostId)>,
-    pub(super) right_told: Option<Option<HostId>>,
+    pub(super) right_told: Option<(Option<HostId>, bool)>,
     pub(super) route: Option<Route>,
     pub(super) deadline: Option<Time>,
     pub(super) effects: VecDeque<Effect>,
@@ -197,6 +197,7 @@ impl Machine {
             Event::CloseSession { attachment, session } => {
                 self.handle_close_session(attachment, session);
             }
+            Event::ReleaseRight { attachment } => self.handle_release_right(attachment),
             Event::AskRight { attachment } => self.handle_ask_right(attachment),
             Event::RightWithdrawn { attachment } => self.handle_right_withdrawn(attachment),
             Event::TailAside => self.handle_tail_aside(),
@@ -272,7 +273,7 @@ impl Machine {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Prepare { to, declared } => self.command_prepare(to, declared),
+            Command::Prepare { to, plan } => self.command_prepare(to, plan),
             Command::Switch => self.command_switch(),
             Command::Abort => self.command_abort(),
             Command::Takeover { fenced, at } => self.command_takeover(fenced, at),
@@ -369,11 +370,11 @@ impl Machine {
 
     fn registry_ended(&mut self) {
         let begun = matches!(self.state.role, Role::Owner { transit: Some(_), .. });
-        if let Some(Change::Begin { to, declared, .. }) = self.asked.take()
+        if let Some(Change::Begin { to, plan, .. }) = self.asked.take()
             && !begun
         {
             // Something else changed the record first.
-            self.begin_wanted = Some((to, declared));
+            self.begin_wanted = Some((to, plan));
         }
         self.read_wanted = false;
         if self.registry == Registry::Busy {
@@ -512,8 +513,8 @@ impl Machine {
 
     /// The transaction that is due, if one is.
     fn due_change(&self, seen: &Seen) -> Option<Change> {
-        if let Some((to, declared)) = self.begin_wanted {
-            return Some(Change::Begin { from: self.me, to, declared });
+        if let Some((to, plan)) = self.begin_wanted {
+            return Some(Change::Begin { from: self.me, to, plan });
         }
         self.due_abort(seen).or_else(|| self.due_claim()).or_else(|| self.due_settle(seen))
     }

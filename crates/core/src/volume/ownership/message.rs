@@ -1,7 +1,7 @@
 //! What the machine is told and what it says: commands, events, effects, messages between hosts.
 
 use super::state::{LocalState, Right};
-use super::transaction::{Change, Refusal};
+use super::transaction::{Change, Plan, Refusal};
 use crate::ids::{Epoch, HostId, Incarnation, SessionId};
 use crate::record::VolumeRecord;
 use crate::volume::Position;
@@ -52,6 +52,11 @@ pub enum Message {
         /// The answer.
         answer: GrantAnswer,
     },
+    /// Taker to giver: it has caught up, the switch can come.
+    AskSwitch {
+        /// The transit's reserved epoch.
+        epoch: Epoch,
+    },
 }
 
 /// What an operator, a hypervisor's hook or the host asks for.
@@ -61,8 +66,8 @@ pub enum Command {
     Prepare {
         /// The host that will own the volume.
         to: HostId,
-        /// Whether a migration is declared: the first writer there then takes the write right.
-        declared: bool,
+        /// What is planned.
+        plan: Plan,
     },
     /// Hand over now.
     Switch,
@@ -139,6 +144,11 @@ pub enum Event {
         attachment: HostId,
         /// The session that ends.
         session: SessionId,
+    },
+    /// This host's own attachment has lost its last connection: the right, if it holds it, is free.
+    ReleaseRight {
+        /// The host whose attachment it is.
+        attachment: HostId,
     },
     /// An attachment without the write right wants to write.
     AskRight {
@@ -245,6 +255,8 @@ pub enum Effect {
     RightHeld {
         /// The host whose attachment holds it.
         holder: Option<HostId>,
+        /// Whether the volume is shared, so that every attachment may write.
+        shared: bool,
     },
     /// Set aside, by name, what the log has beyond `end`; then [`Event::TailAside`]. The log is then
     /// as it was recorded in the registry.

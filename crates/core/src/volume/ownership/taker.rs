@@ -34,6 +34,7 @@ impl Machine {
                     | Role::Fenced { .. } => {}
                 }
             }
+            Message::AskSwitch { epoch } => self.handle_ask_switch(from, epoch),
             Message::GrantAnswer { answer: GrantAnswer::TransitUnread, .. } | Message::Grant(_) => {
             }
         }

@@ -7,6 +7,15 @@ use crate::record::{EpochEnd, Home, PublishedCheckpoint, Transit, VolumeRecord};
 use crate::volume::Position;
 use std::collections::BTreeSet;
 
+/// What a transit shall be like; see [`Transit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Plan {
+    /// A migration is declared: the first writer at the target takes the write right, once.
+    pub declared: bool,
+    /// The switch waits for that write.
+    pub waits_for_write: bool,
+}
+
 /// A transaction of the ownership machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
@@ -16,8 +25,8 @@ pub enum Change {
         from: HostId,
         /// The host that takes.
         to: HostId,
-        /// Whether a migration is declared.
-        declared: bool,
+        /// What is planned.
+        plan: Plan,
     },
     /// [`settle`].
     Settle {
@@ -107,7 +116,7 @@ pub fn apply(
     rules: &Rules,
 ) -> Result<VolumeRecord, Refusal> {
     match change {
-        Change::Begin { from, to, declared } => begin(record, *from, *to, *declared, rules),
+        Change::Begin { from, to, plan } => begin(record, *from, *to, *plan, rules),
         Change::Settle { owner, epoch } => settle(record, *owner, *epoch, rules),
         Change::Abort { by, epoch } => abort(record, *by, *epoch, rules),
         Change::Takeover { by, fenced, end } => takeover(record, *by, fenced, *end, rules),
@@ -133,16 +142,16 @@ pub fn begin_transit(
     record: &VolumeRecord,
     from: HostId,
     to: HostId,
-    declared: bool,
+    plan: Plan,
 ) -> Result<VolumeRecord, Refusal> {
-    begin(record, from, to, declared, &Rules::ALL)
+    begin(record, from, to, plan, &Rules::ALL)
 }
 
 fn begin(
     record: &VolumeRecord,
     from: HostId,
     to: HostId,
-    declared: bool,
+    plan: Plan,
     rules: &Rules,
 ) -> Result<VolumeRecord, Refusal> {
     owned_by(record, from)?;
@@ -153,9 +162,10 @@ fn begin(
         return Err(Refusal::AlreadyThere(to));
     }
     let epoch = reserve(record, rules);
+    let Plan { declared, waits_for_write } = plan;
     Ok(VolumeRecord {
         reserved: epoch.max(record.reserved),
-        transit: Some(Transit { from, to, epoch, declared }),
+        transit: Some(Transit { from, to, epoch, declared, waits_for_write }),
         ..record.clone()
     })
 }

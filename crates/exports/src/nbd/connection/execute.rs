@@ -230,11 +230,7 @@ impl<D: BlockDevice> Desk<D> {
         Ok(())
     }
 
-    fn run_writes_singly(
-        &mut self,
-        batch: &Batch<'_>,
-        count: usize,
-    ) -> Result<(), (usize, Stall)> {
+    fn run_writes_singly(&mut self, batch: &Batch<'_>, count: usize) -> Result<(), (usize, Stall)> {
         for (write, &request) in batch.writes[..count].iter().zip(&batch.requests) {
             let (cookie, fua, at) = request;
             match self.device.try_write(std::slice::from_ref(write)) {

@@ -185,4 +185,3 @@ impl<D: BlockDevice> Connection<D> {
         if progress { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
-
