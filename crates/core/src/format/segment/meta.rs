@@ -315,3 +315,6 @@ fn segment_hash(
     }
     SegmentHash(*hasher.finalize().as_bytes())
 }
+
+#[cfg(test)]
+mod tests;

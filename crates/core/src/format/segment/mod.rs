@@ -13,6 +13,8 @@
 
 mod bytes;
 mod entry;
+#[cfg(test)]
+pub(crate) mod golden;
 mod group;
 mod header;
 pub mod limits;

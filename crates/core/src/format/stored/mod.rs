@@ -64,3 +64,6 @@ pub fn encode<'a>(
     footer::append(&mut out, meta, &frames);
     out
 }
+
+#[cfg(test)]
+mod tests;
