@@ -155,12 +155,14 @@ pub struct MoveStatus {
     pub total_bytes: u64,
     /// Of these, bytes that it holds.
     pub done_bytes: u64,
+    /// Bytes received from peers for it, as they crossed the network.
+    pub wire_bytes: u64,
     /// Recent rate in bytes per second.
     pub bytes_per_second: f64,
     /// Expected time until the end of this phase in seconds, once a rate is known.
     pub eta_seconds: Option<f64>,
-    /// Longest wait of a guest's request at the switch in milliseconds, once it has happened.
-    pub stall_ms: Option<f64>,
+    /// Guests' reads that waited for another site since the switch.
+    pub demand_fetches: u64,
     /// Why it does not get on just now, when it does not.
     pub waiting_for: Option<String>,
 }

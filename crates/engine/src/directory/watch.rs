@@ -8,10 +8,13 @@ use pannier_core::ids::VolumeId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// First pause after the registry failed to answer.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// How long changes gather before the file is written: a burst is one write.
+const SAVE_AFTER: Duration = Duration::from_millis(500);
 /// Longest pause: so long a registry that is back may stay unnoticed.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
@@ -22,9 +25,21 @@ impl Directory {
         let mut pause = PAUSE_MIN;
         // Deletions while no daemon ran here may have left the registry's history: read it whole.
         let mut after = Revision(0);
+        let mut save_at = None;
         loop {
+            let save = async {
+                match save_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let answer = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
+                () = save => {
+                    save_at = None;
+                    self.save().await;
+                    continue;
+                }
                 answer = self.registry.changes(after) => answer,
             };
             match answer {
@@ -37,18 +52,20 @@ impl Directory {
                     after = changes.through;
                     pause = PAUSE_MIN;
                     self.apply(&changes);
+                    save_at = save_at.or(Some(Instant::now() + SAVE_AFTER));
                 }
                 Err(error) => {
                     if self.reachable.swap(false, Ordering::Relaxed) {
                         tracing::info!(%error, "the registry is away; volumes go on serving");
                     }
                     tokio::select! {
-                        () = stop.cancelled() => return,
+                        () = stop.cancelled() => break,
                         () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
                     }
                 }
             }
         }
+        self.save().await;
     }
 
     /// Reads the whole registry now.
@@ -77,18 +94,16 @@ impl Directory {
             seen.volumes.extend(keys.filter_map(|id| id.parse::<VolumeId>().ok()));
         }
         self.announce(&changed);
-        if changed.is_empty() {
-            return;
-        }
-        if let Err(error) = self.save() {
-            tracing::warn!(%error, "the copy of the registry could not be written; it is kept in memory");
-        }
     }
 
-    /// Writes the copy's file. Small (a few hundred bytes per volume), and only when something
-    /// changed.
-    fn save(&self) -> Result<()> {
-        let bytes = self.copy.read().encode(&self.boot)?;
-        replace_file(&self.file, &bytes)
+    /// Writes the copy's file.
+    async fn save(&self) {
+        let bytes = self.copy.read().encode(&self.boot);
+        let file = self.file.clone();
+        let write = move || bytes.and_then(|bytes| replace_file(&file, &bytes));
+        let written = tokio::task::spawn_blocking(write).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(%error, "the copy of the registry could not be written");
+        }
     }
 }

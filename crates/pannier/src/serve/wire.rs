@@ -1,0 +1,289 @@
+//! Puts a daemon together: identity, transport, registry, store, engine, exports.
+
+use crate::api::State;
+use crate::cli::host::{IDENTITY, advertised, resolve};
+use crate::config::Config;
+use crate::output::Failure;
+use metrics_exporter_prometheus::PrometheusHandle;
+use pannier_core::ids::{HostId, SiteName};
+use pannier_core::record::HostRecord;
+use pannier_engine::context::LocalConfig;
+use pannier_engine::directory::News;
+use pannier_engine::error::ErrorKind;
+use pannier_engine::host::{Host, Setup};
+use pannier_engine::port::{Peers as _, Registry};
+use pannier_exports::nbd;
+use pannier_stores::cluster::{Identity, JoinService};
+use pannier_stores::objects;
+use pannier_stores::peer::Transport;
+use pannier_stores::registry::{Embedded, Remote, Service};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
+
+/// File of the embedded registry in a host's directory.
+const REGISTRY: &str = "registry.redb";
+
+/// How long a start waits for the registry before it serves what it has.
+const REGISTER_WAIT: Duration = Duration::from_secs(10);
+/// How often registration is tried again behind that.
+const REGISTER_AGAIN: Duration = Duration::from_secs(2);
+
+/// A daemon's parts.
+pub(super) struct Parts {
+    host: Arc<Host>,
+    transport: Transport,
+    name: String,
+    site: String,
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// Starts everything but the exports and the API.
+pub(super) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure> {
+    if config.site.is_empty() {
+        return Err(Failure::invalid(format!(
+            "{} names no site; add `site = \"...\"`",
+            dir.join(crate::config::FILE).display()
+        )));
+    }
+    let identity = Identity::load(&dir.join(IDENTITY))?;
+    let listen = resolve(&config.listen)?;
+    let transport = Transport::bind(listen, &identity)?;
+    let registry = registry(dir, config, &identity, &transport)?;
+    let store = config.store.clone().unwrap_or_else(|| dir.join("store").display().to_string());
+    let setup = Setup {
+        dir: dir.to_owned(),
+        id: identity.host(),
+        site: SiteName(config.site.clone()),
+        key: identity.hash_key(),
+        config: LocalConfig {
+            cache_bytes: config.cache.size.0,
+            pool_bytes: config.cache.pool.0,
+            ..LocalConfig::default()
+        },
+        registry,
+        objects: objects::open(&store)?,
+        peers: Arc::new(transport.clone()),
+    };
+    let host = Host::start(setup).await?;
+    transport.serve_engine(host.clone());
+    let peer = (!identity.holds_registry()).then(|| identity.registry().address.clone());
+    let address = advertised(config.advertise.as_deref(), transport.address(), peer.as_deref())?;
+    let mut tasks = vec![learn_peers(&host, &transport, config.peers.clone())];
+    let name = register(&host, config, address, &mut tasks).await?;
+    Ok(Parts { host, transport, name, site: config.site.clone(), _tasks: tasks })
+}
+
+fn registry(
+    dir: &Path,
+    config: &Config,
+    identity: &Identity,
+    transport: &Transport,
+) -> Result<Arc<dyn Registry>, Failure> {
+    if identity.holds_authority() {
+        transport.serve_join(JoinService::open(identity)?);
+    }
+    if identity.holds_registry() {
+        let registry: Arc<dyn Registry> = Arc::new(Embedded::open(dir.join(REGISTRY))?);
+        transport.serve_registry(Service::new(registry.clone()));
+        return Ok(registry);
+    }
+    let at = identity.registry();
+    let address = config.peers.get(&at.host.to_string()).unwrap_or(&at.address);
+    transport.learn(at.host, address);
+    Ok(Arc::new(Remote::new(transport.clone(), at.host)))
+}
+
+/// Tells the transport where peers are, now and whenever the directory hears news.
+fn learn_peers(
+    host: &Arc<Host>,
+    transport: &Transport,
+    overrides: BTreeMap<String, String>,
+) -> AbortOnDropHandle<()> {
+    let mut news = host.directory().subscribe();
+    let (directory, transport) = (host.directory().clone(), transport.clone());
+    let own = host.id();
+    let learn = move || {
+        for peer in directory.hosts().into_iter().filter(|peer| peer.id != own) {
+            let by_id = overrides.get(&peer.id.to_string());
+            let address = overrides.get(&peer.name).or(by_id).unwrap_or(&peer.address);
+            transport.learn(peer.id, address);
+        }
+    };
+    learn();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            match news.recv().await {
+                Ok(News::Host(_)) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                    learn();
+                }
+                Ok(News::Volume(_) | News::Deleted(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }))
+}
+
+/// Registers this host and returns its name. While the registry is away a host that was registered
+/// before serves at once, and registration is tried again behind.
+async fn register(
+    host: &Arc<Host>,
+    config: &Config,
+    address: String,
+    tasks: &mut Vec<AbortOnDropHandle<()>>,
+) -> Result<String, Failure> {
+    let known = host.directory().host(host.id());
+    if let Some(known) = &known
+        && known.site.0 != config.site
+    {
+        return Err(Failure::invalid(format!(
+            "this host belongs to site {} and pannier.toml says {}; a host does not change its \
+             site: set it back, or join with a new directory",
+            known.site, config.site
+        )));
+    }
+    let name = config.name.clone().or_else(|| known.as_ref().map(|known| known.name.clone()));
+    let registration = Registration {
+        host: host.clone(),
+        id: host.id(),
+        site: SiteName(config.site.clone()),
+        name,
+        address,
+    };
+    match tokio::time::timeout(REGISTER_WAIT, registration.run()).await {
+        Ok(Ok(name)) => return Ok(name),
+        Ok(Err(failure)) if failure.0.kind != "unavailable" => return Err(failure),
+        Ok(Err(failure)) => tracing::info!(cause = failure.0.message, "not registered yet"),
+        Err(_elapsed) => tracing::info!("the registry does not answer; not registered yet"),
+    }
+    let name = registration.name.clone().unwrap_or_else(machine_name);
+    tasks.push(AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(REGISTER_AGAIN).await;
+            match registration.run().await {
+                Ok(name) => {
+                    tracing::info!(name, "registered");
+                    return;
+                }
+                Err(failure) if failure.0.kind == "unavailable" => {}
+                Err(failure) => {
+                    tracing::error!(cause = failure.0.message, "this host cannot be registered");
+                    return;
+                }
+            }
+        }
+    })));
+    Ok(name)
+}
+
+struct Registration {
+    host: Arc<Host>,
+    id: HostId,
+    site: SiteName,
+    /// `None`: the machine's name, with a number when it is taken.
+    name: Option<String>,
+    address: String,
+}
+
+impl Registration {
+    async fn run(&self) -> Result<String, Failure> {
+        let directory = self.host.directory();
+        directory.refresh().await?;
+        let hosts = directory.hosts();
+        let own = hosts.iter().find(|host| host.id == self.id);
+        let name = match (&self.name, own) {
+            (Some(name), _) => name.clone(),
+            (None, Some(own)) => own.name.clone(),
+            (None, None) => free_name(&machine_name(), |name| {
+                hosts.iter().all(|host| host.name != name)
+            }),
+        };
+        let record = HostRecord {
+            id: self.id,
+            name: name.clone(),
+            site: self.site.clone(),
+            address: self.address.clone(),
+        };
+        if own != Some(&record) {
+            directory.put_host(&record).await?;
+        }
+        Ok(name)
+    }
+}
+
+fn machine_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = name.split('.').next().unwrap_or_default().to_owned();
+    if name.is_empty() { "host".to_owned() } else { name }
+}
+
+/// The name, or the first with a number behind it that is free.
+fn free_name(name: &str, free: impl Fn(&str) -> bool) -> String {
+    if free(name) {
+        return name.to_owned();
+    }
+    (2..).map(|number| format!("{name}-{number}")).find(|name| free(name)).unwrap_or_default()
+}
+
+impl Parts {
+    /// The NBD server over the host's volumes.
+    pub(super) fn nbd(&self) -> nbd::Server<Host> {
+        nbd::Server::new(self.host.clone())
+    }
+
+    /// What the API works on.
+    pub(super) fn api_state(
+        &self,
+        dir: &Path,
+        metrics: PrometheusHandle,
+        nbd_socket: PathBuf,
+        nbd_address: Option<String>,
+    ) -> Arc<State> {
+        Arc::new(State {
+            host: self.host.clone(),
+            metrics,
+            dir: dir.to_owned(),
+            name: self.name.clone(),
+            site: self.site.clone(),
+            nbd_socket,
+            nbd_address,
+        })
+    }
+
+    pub(super) fn log_ready(&self) {
+        tracing::info!(
+            host = self.name,
+            site = self.site,
+            peers = %self.transport.address(),
+            volumes = self.host.directory().volumes().len(),
+            "serving"
+        );
+    }
+
+    /// Stops the engine: what is open is sealed and a checkpoint is written, so that the next start
+    /// has nothing to recover.
+    pub(super) async fn stop(&self) -> Result<(), Failure> {
+        let outcome = self.host.stop().await;
+        self.transport.close().await;
+        outcome.map_err(|error| {
+            Failure::new(
+                ErrorKind::Unavailable,
+                format!("not everything was put away ({error}); the next start recovers it"),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_taken_get_a_number() {
+        let taken = ["a", "a-2"];
+        assert_eq!(free_name("a", |name| !taken.contains(&name)), "a-3");
+        assert_eq!(free_name("b", |name| !taken.contains(&name)), "b");
+    }
+}
