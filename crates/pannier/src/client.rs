@@ -214,11 +214,11 @@ mod tests {
     #[tokio::test]
     async fn a_daemon_that_is_not_there_is_named_with_the_way_out() {
         let dir = tempfile::tempdir().unwrap();
-        let ask = || Client::find(Some(dir.path())).get::<()>("/v1/status");
-        let failure = ask().await.unwrap_err();
+        let client = Client::find(Some(dir.path()));
+        let failure = client.get::<()>("/v1/status").await.unwrap_err();
         assert!(failure.0.message.contains("pannier init"), "{failure:?}");
         std::fs::write(dir.path().join(crate::config::FILE), "").unwrap();
-        let failure = ask().await.unwrap_err();
+        let failure = client.get::<()>("/v1/status").await.unwrap_err();
         assert_eq!(failure.0.kind, "unavailable");
         assert!(failure.0.message.contains("pannier serve --dir"), "{failure:?}");
     }

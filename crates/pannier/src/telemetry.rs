@@ -15,8 +15,7 @@ pub(crate) fn log_to_stderr(level: &str, format: LogFormat) -> Result<(), Failur
              as info,pannier_engine=debug"
         ))
     })?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match format {
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => subscriber.json().try_init(),

@@ -70,7 +70,8 @@ impl IntoResponse for Refused {
 }
 
 pub(super) async fn no_route(uri: Uri) -> Refused {
-    let message = format!("there is no `{}` here; /v1/openapi.json tells what there is", uri.path());
+    let message =
+        format!("there is no `{}` here; /v1/openapi.json tells what there is", uri.path());
     Refused::new(ErrorKind::NotFound, message)
 }
 

@@ -156,9 +156,8 @@ fn absolute(store: &str) -> String {
     if store.contains("://") {
         return store.to_owned();
     }
-    std::path::absolute(store).map_or_else(|_| store.to_owned(), |path: PathBuf| {
-        path.to_string_lossy().into_owned()
-    })
+    std::path::absolute(store)
+        .map_or_else(|_| store.to_owned(), |path: PathBuf| path.to_string_lossy().into_owned())
 }
 
 /// The address that a text names.
@@ -180,7 +179,8 @@ fn choose_listen(asked: Option<&str>) -> Result<SocketAddr, Failure> {
         let mut address = resolve(asked)?;
         if address.port() == 0 {
             let free = UdpSocket::bind(address).and_then(|socket| socket.local_addr());
-            address = free.map_err(|error| Failure::io(format!("cannot listen on {asked}"), error))?;
+            address =
+                free.map_err(|error| Failure::io(format!("cannot listen on {asked}"), error))?;
         }
         return Ok(address);
     }

@@ -79,9 +79,7 @@ async fn follow(
     loop {
         let shown: Volume = match client.get(&url).await {
             Ok(shown) => shown,
-            Err(failure)
-                if failure.0.kind == "unavailable" && answered.elapsed() < AWAY_MAX =>
-            {
+            Err(failure) if failure.0.kind == "unavailable" && answered.elapsed() < AWAY_MAX => {
                 tokio::time::sleep(POLL).await;
                 continue;
             }
@@ -104,7 +102,10 @@ async fn follow(
         if begun && shown.movement.is_none() && !at_site {
             return Err(Failure::new(
                 ErrorKind::Closed,
-                format!("the move of {path} was called off; the volume is still on {}", shown.owner),
+                format!(
+                    "the move of {path} was called off; the volume is still on {}",
+                    shown.owner
+                ),
             ));
         }
         if let Some(movement) = &shown.movement {

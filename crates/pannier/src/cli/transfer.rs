@@ -114,12 +114,15 @@ async fn fill(
     let position = Arc::new(AtomicU64::new(0));
     let reader = {
         let (position, name) = (position.clone(), file.to_owned());
-        tokio::task::spawn_blocking(move || read_image(&image, size_bytes, &sender, &position, &name))
+        tokio::task::spawn_blocking(move || {
+            read_image(&image, size_bytes, &sender, &position, &name)
+        })
     };
     let stream = futures::stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|piece| (piece, receiver))
     });
-    let upload = client.upload(&data_url(path), stream);
+    let url = data_url(path);
+    let upload = client.upload(&url, stream);
     let uploaded = with_bar(&bar, &position, upload).await;
     bar.finish();
     let read = reader.await.map_err(|error| Failure::invalid(format!("{error}")))?;

@@ -3,8 +3,7 @@ use super::*;
 /// What `read_image` passes on, put back together.
 fn collect(image: &File, size: u64) -> (u64, Vec<u8>, Vec<(u64, usize)>) {
     let (sender, mut receiver) = mpsc::channel(1000);
-    let sent =
-        read_image(image, size, &sender, &AtomicU64::new(0), Path::new("image")).unwrap();
+    let sent = read_image(image, size, &sender, &AtomicU64::new(0), Path::new("image")).unwrap();
     drop(sender);
     let mut decoder = Decoder::default();
     let (mut disk, mut runs, mut ended) = (vec![0; size as usize], Vec::new(), false);

@@ -126,8 +126,7 @@ impl Config {
                 Failure::io(format!("cannot read {}", file.display()), error)
             }
         })?;
-        Self::parse(&text)
-            .map_err(|cause| Failure::invalid(format!("{}: {cause}", file.display())))
+        Self::parse(&text).map_err(|cause| Failure::invalid(format!("{}: {cause}", file.display())))
     }
 
     /// Reads the file's text.

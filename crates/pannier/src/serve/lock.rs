@@ -34,13 +34,11 @@ pub(crate) fn acquire(dir: &Path) -> Result<Lock, Failure> {
         let mut holder = String::new();
         drop(file.read_to_string(&mut holder));
         let holder = holder.trim();
-        let process = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
+        let process =
+            if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
         return Err(Failure::new(
             ErrorKind::Unavailable,
-            format!(
-                "another daemon{process} serves {} already; stop it first",
-                dir.display()
-            ),
+            format!("another daemon{process} serves {} already; stop it first", dir.display()),
         ));
     }
     file.set_len(0)

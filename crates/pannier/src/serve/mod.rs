@@ -131,10 +131,7 @@ fn ready(parts: &wire::Parts) {
     parts.log_ready();
 }
 
-fn ended_early(
-    what: &str,
-    ended: Result<Result<(), Failure>, tokio::task::JoinError>,
-) -> Failure {
+fn ended_early(what: &str, ended: Result<Result<(), Failure>, tokio::task::JoinError>) -> Failure {
     let cause = match ended {
         Ok(Ok(())) => "it ended".to_owned(),
         Ok(Err(failure)) => failure.0.message,

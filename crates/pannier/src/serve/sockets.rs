@@ -81,11 +81,10 @@ fn listen_fds(
         // Meant for another process, from which we inherited the environment only.
         return Ok(Vec::new());
     }
-    let count: RawFd = count
-        .parse()
-        .ok()
-        .filter(|count| (0..=64).contains(count))
-        .ok_or_else(|| Failure::invalid(format!("LISTEN_FDS is `{count}`, not a small number")))?;
+    let count: RawFd =
+        count.parse().ok().filter(|count| (0..=64).contains(count)).ok_or_else(|| {
+            Failure::invalid(format!("LISTEN_FDS is `{count}`, not a small number"))
+        })?;
     let names: Vec<&str> = names.map_or_else(Vec::new, |names| names.split(':').collect());
     (0..count)
         .map(|index| {

@@ -18,9 +18,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the daemon as a child, again and again, until it ends well or we are told to stop.
 pub(super) async fn run(sockets: &Sockets, args: Vec<std::ffi::OsString>) -> Result<(), Failure> {
-    let watch = |kind| {
-        signal(kind).map_err(|error| Failure::io("cannot watch for signals", error))
-    };
+    let watch = |kind| signal(kind).map_err(|error| Failure::io("cannot watch for signals", error));
     let mut terminate = watch(SignalKind::terminate())?;
     let mut interrupt = watch(SignalKind::interrupt())?;
     let mut ended = watch(SignalKind::child())?;
@@ -63,9 +61,10 @@ pub(super) async fn run(sockets: &Sockets, args: Vec<std::ffi::OsString>) -> Res
 }
 
 fn stop(child: &Child) -> bool {
-    if let Some(pid) = Pid::from_raw(child.id() as i32) {
-        // A child that has just ended needs no signal.
-        drop(rustix::process::kill_process(pid, Signal::TERM));
+    if let Some(pid) = Pid::from_raw(child.id() as i32)
+        && let Err(error) = rustix::process::kill_process(pid, Signal::TERM)
+    {
+        tracing::debug!(%error, "the daemon had ended already");
     }
     true
 }
@@ -94,6 +93,5 @@ fn start(sockets: &Sockets, args: &[std::ffi::OsString]) -> Result<Child, Failur
 
 /// A copy of a socket's descriptor that a child inherits.
 fn inheritable(socket: &impl AsFd) -> Result<OwnedFd, Failure> {
-    rustix::io::dup(socket)
-        .map_err(|error| Failure::io("cannot pass a socket on", error.into()))
+    rustix::io::dup(socket).map_err(|error| Failure::io("cannot pass a socket on", error.into()))
 }

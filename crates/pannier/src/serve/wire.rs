@@ -196,9 +196,9 @@ impl Registration {
         let name = match (&self.name, own) {
             (Some(name), _) => name.clone(),
             (None, Some(own)) => own.name.clone(),
-            (None, None) => free_name(&machine_name(), |name| {
-                hosts.iter().all(|host| host.name != name)
-            }),
+            (None, None) => {
+                free_name(&machine_name(), |name| hosts.iter().all(|host| host.name != name))
+            }
         };
         let record = HostRecord {
             id: self.id,
@@ -214,9 +214,11 @@ impl Registration {
 }
 
 fn machine_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let name = name.split('.').next().unwrap_or_default().to_owned();
-    if name.is_empty() { "host".to_owned() } else { name }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim().split('.').next() {
+        None | Some("") => "host".to_owned(),
+        Some(name) => name.to_owned(),
+    }
 }
 
 /// The name, or the first with a number behind it that is free.
