@@ -9,6 +9,7 @@ pub mod error;
 pub mod host;
 pub mod limits;
 pub mod message;
+pub mod ownership;
 pub mod pool;
 pub mod port;
 pub mod status;

@@ -46,3 +46,19 @@ pub const RETRY_MS: (u64, u64) = (200, 30_000);
 
 /// Sessions that a volume remembers: the oldest is forgotten beyond.
 pub const SESSIONS_MAX: usize = 1024;
+
+/// Inputs that may wait for one volume's ownership driver: a few per attachment and peer. Messages
+/// of peers beyond it are dropped, and repeated by their senders.
+pub const OWNERSHIP_QUEUE: usize = 256;
+
+/// Pause before an effect of the ownership driver that failed is tried again.
+pub const OWNERSHIP_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Longest wait for a peer to take an ownership message; it is then sent anew.
+pub const OWNERSHIP_CALL: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Time between a taker's requests for the switch.
+pub const OWNERSHIP_ASK_SWITCH: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Longest wait for the write right in one request.
+pub const OWNERSHIP_RIGHT_WAIT: std::time::Duration = std::time::Duration::from_secs(2);

@@ -4,6 +4,7 @@ use super::machine::Machine;
 use super::message::Effect;
 use super::state::Role;
 use crate::ids::{Epoch, HostId, SessionId};
+use std::collections::BTreeMap;
 
 /// What the owner does with a request that another host has forwarded, or any host with its own
 /// guest's.
@@ -61,6 +62,19 @@ impl Machine {
         counts
     }
 
+    /// The sessions that count here now, by attachment.
+    #[must_use]
+    pub fn open_sessions(&self) -> BTreeMap<HostId, SessionId> {
+        if self.appends_under().is_none() {
+            return BTreeMap::new();
+        }
+        let counts = |(attachment, session): &(&HostId, &SessionId)| {
+            self.session_counts(**attachment, **session)
+        };
+        let open = self.state.sessions.iter().filter(counts);
+        open.map(|(attachment, session)| (*attachment, *session)).collect()
+    }
+
     fn may_write(&self, attachment: HostId) -> bool {
         let right = &self.state.right;
         if right.shared || !self.rules.one_writer {
@@ -115,6 +129,10 @@ impl Machine {
             return;
         }
         let right = &mut self.state.right;
+        if right.shared {
+            self.right_told = None;
+            return;
+        }
         match right.holder {
             None => {
                 right.holder = Some(attachment);
