@@ -51,18 +51,19 @@ struct Handshake<'a, D> {
     negotiated: Negotiated,
 }
 
-/// Negotiates with a client; `None` when it ended the session without choosing an export.
+/// Negotiates with a client, which has until `deadline` for its own part; `None` when it ended the session without choosing an export.
 ///
 /// # Errors
 /// When the connection breaks, the client is malformed, or takes too long.
 pub(super) async fn negotiate<D: Devices>(
     socket: &mut Socket,
     devices: &D,
+    deadline: Instant,
 ) -> Result<Option<Session<D::Device>>, Break> {
     let mut handshake = Handshake {
         socket,
         devices,
-        deadline: Instant::now() + limits::HANDSHAKE_TIME_MAX,
+        deadline,
         out: greeting().to_vec(),
         no_zeroes: false,
         negotiated: Negotiated::default(),

@@ -53,6 +53,10 @@ pub(super) const QUEUED_BYTES_MAX: usize = 64 << 20;
 /// Bytes of all connections' queued requests.
 pub(super) const SERVER_BYTES_MAX: usize = 512 << 20;
 
+/// Time that a client may leave its replies unread while they take memory that others wait for. A
+/// client that is stopped for longer connects again.
+pub const UNREAD_TIME_MAX: Duration = Duration::from_secs(20);
+
 /// Unit in which [`SERVER_BYTES_MAX`] is handed out.
 pub(super) const CHARGE_UNIT_BYTES: usize = 4096;
 

@@ -9,9 +9,11 @@ use pannier_engine::port::Devices;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -76,13 +78,21 @@ impl Accepting {
 #[derive(Debug)]
 pub struct Server<D> {
     devices: Arc<D>,
+    handshake_time_max: Duration,
 }
 
 impl<D: Devices> Server<D> {
     /// A server of these devices.
     #[must_use]
     pub fn new(devices: Arc<D>) -> Self {
-        Self { devices }
+        Self { devices, handshake_time_max: limits::HANDSHAKE_TIME_MAX }
+    }
+
+    /// Gives clients this long to choose an export, instead of [`limits::HANDSHAKE_TIME_MAX`].
+    #[must_use]
+    pub fn with_handshake_time_max(mut self, time: Duration) -> Self {
+        self.handshake_time_max = time;
+        self
     }
 
     /// Serves on the listeners until `shutdown` is cancelled; then accepts no more, lets every
@@ -100,6 +110,7 @@ impl<D: Devices> Server<D> {
         let units = limits::SERVER_BYTES_MAX / limits::CHARGE_UNIT_BYTES;
         let house = Arc::new(House {
             devices: self.devices,
+            handshake_time_max: self.handshake_time_max,
             shared: Shared {
                 memory: Arc::new(Semaphore::new(units)),
                 counters: Counters::new(),
@@ -135,6 +146,7 @@ impl<D: Devices> Server<D> {
 /// What accept loops and connections share.
 struct House<D> {
     devices: Arc<D>,
+    handshake_time_max: Duration,
     shared: Shared,
     places: Arc<Semaphore>,
     connections: TaskTracker,
@@ -191,7 +203,7 @@ impl<D: Devices> House<D> {
         drop(place);
         match ended {
             Ok(()) => tracing::debug!(number, peer, "NBD connection closed"),
-            Err(error @ (Break::Malformed(_) | Break::Slow)) => {
+            Err(error @ (Break::Malformed(_) | Break::Slow | Break::Unread)) => {
                 tracing::warn!(number, peer, cause = %error, "NBD client dropped");
             }
             Err(error @ (Break::Lost(_) | Break::Refused(_))) => {
@@ -202,10 +214,11 @@ impl<D: Devices> House<D> {
 
     async fn converse(&self, mut socket: Socket, peer: &str, number: u64) -> Result<(), Break> {
         socket.tune();
+        let deadline = Instant::now() + self.handshake_time_max;
         let negotiated = tokio::select! {
             biased;
             () = self.shared.shutdown.cancelled() => return Ok(()),
-            negotiated = negotiate(&mut socket, &*self.devices) => negotiated?,
+            negotiated = negotiate(&mut socket, &*self.devices, deadline) => negotiated?,
         };
         let Some(session) = negotiated else { return Ok(()) };
         let (export, structured) = (session.name.as_str(), session.structured);

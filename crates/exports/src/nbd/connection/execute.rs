@@ -252,7 +252,7 @@ impl<D: BlockDevice> Desk<D> {
         self.counters.write_bytes.increment(bytes as u64);
         let data = Bytes::copy_from_slice(write.data);
         let work = Work::Write { offset: write.offset, data, fua };
-        self.starting.push(Queued { cookie, work, bytes, charge });
+        self.starting.push(Queued { cookie, work, charge });
         Ok(())
     }
 
@@ -269,7 +269,7 @@ impl<D: BlockDevice> Desk<D> {
     /// Queues a request that holds no data.
     fn queue(&mut self, cookie: Cookie, work: Work) -> Result<(), Stall> {
         let charge = self.quota.enter(0)?;
-        self.starting.push(Queued { cookie, work, bytes: 0, charge });
+        self.starting.push(Queued { cookie, work, charge });
         Ok(())
     }
 
@@ -322,7 +322,7 @@ impl<D: BlockDevice> Desk<D> {
         self.counters.read_bytes.increment(length.into());
         let buffer = self.replies.take_buffer(READ_HEAD_BYTES + bytes);
         let work = Work::Read { offset, buffer };
-        self.starting.push(Queued { cookie, work, bytes, charge });
+        self.starting.push(Queued { cookie, work, charge });
         Ok(())
     }
 
@@ -397,7 +397,7 @@ impl<D: BlockDevice> Desk<D> {
                 let charge = self.quota.enter(rest).map_err(Pause::Stalled)?;
                 self.counters.write_bytes.increment(left.into());
                 let work = Work::WriteRest { offset, data: Bytes::new(), fua };
-                let queued = Queued { cookie, work, bytes: rest, charge };
+                let queued = Queued { cookie, work, charge };
                 self.body = Body::Collect { queued, data: Vec::new(), left };
                 Ok(0)
             }
@@ -426,8 +426,11 @@ impl<D: BlockDevice> Desk<D> {
 
     /// Takes a queued request's result.
     pub(super) fn finish(&mut self, finished: Finished) {
-        let Finished { cookie, command, bytes, charge, result } = finished;
-        self.quota.leave(bytes);
+        let Finished { cookie, command, charge, result } = finished;
+        self.quota.finish();
+        if !matches!(result, Ok(Outcome::Data { .. })) {
+            self.quota.free(charge.bytes);
+        }
         match result {
             Ok(Outcome::Plain) => self.replies.push_late(&Head::simple(cookie)),
             Ok(Outcome::Data { offset, buffer }) => {

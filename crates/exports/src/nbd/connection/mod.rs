@@ -28,6 +28,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::Semaphore;
+use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, PollSemaphore};
 
 /// Why a connection ended before the client had said goodbye.
@@ -40,8 +41,11 @@ pub(super) enum Break {
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// The client took too long in the handshake.
-    #[error("the handshake took longer than {} s", limits::HANDSHAKE_TIME_MAX.as_secs())]
+    #[error("it did not choose an export in time")]
     Slow,
+    /// The client does not read its replies while others wait for the memory they take.
+    #[error("it reads none of its replies, and the memory they take is needed")]
+    Unread,
     /// `EXPORT_NAME` has no error reply: the connection is all that can be refused.
     #[error("{0}")]
     Refused(#[source] Error),
@@ -96,6 +100,7 @@ pub(super) async fn serve<D: BlockDevice>(
         memory: PollSemaphore::new(Arc::clone(&shared.memory)),
         reading: true,
         ended: false,
+        unread: None,
     };
     let mut queue = FuturesUnordered::new();
     let start = |queued| perform(Arc::clone(&device), queued);
@@ -117,6 +122,8 @@ struct Connection<D> {
     reading: bool,
     /// Whether the client has closed its side.
     ended: bool,
+    /// Runs while replies in memory that is shared wait for the client to read.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl<D: BlockDevice> Connection<D> {
@@ -144,6 +151,22 @@ impl<D: BlockDevice> Connection<D> {
         }
     }
 
+    /// Drops a client that takes none of its replies while they fill the memory that all share.
+    fn check_unread(&mut self, cx: &mut Context<'_>) -> Result<(), Break> {
+        if self.desk.replies.is_empty() || !self.desk.quota.holds_memory() {
+            self.unread = None;
+            return Ok(());
+        }
+        let patience = || Box::pin(tokio::time::sleep(limits::UNREAD_TIME_MAX));
+        while self.unread.get_or_insert_with(patience).as_mut().poll(cx).is_ready() {
+            if self.desk.quota.is_in_the_way() {
+                return Err(Break::Unread);
+            }
+            self.unread = None;
+        }
+        Ok(())
+    }
+
     /// Does what can be done on the socket and the queue; ready when anything was.
     fn step<F: Future<Output = Finished>>(
         &mut self,
@@ -156,9 +179,11 @@ impl<D: BlockDevice> Connection<D> {
         if !self.desk.replies.is_empty()
             && let Poll::Ready(sent) = self.desk.replies.poll_send(&mut self.socket, cx)
         {
-            sent.map_err(Break::Lost)?;
+            self.desk.quota.free(sent.map_err(Break::Lost)?);
+            self.unread = None;
             progress = true;
         }
+        self.check_unread(cx)?;
         for _ in 0..limits::QUEUED_REQUESTS_MAX {
             let Poll::Ready(Some(finished)) = queue.poll_next_unpin(cx) else { break };
             self.desk.finish(finished);

@@ -9,9 +9,13 @@ use pannier_engine::port::{BlockDevice, StatusExtent};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A share of the server's memory for queued requests, given back when dropped; `None` for requests
-/// without data.
-pub(super) type Charge = Option<OwnedSemaphorePermit>;
+/// The memory that a queued request holds, until its reply is sent.
+pub(super) struct Charge {
+    /// Bytes, counted against the connection's bound.
+    pub(super) bytes: usize,
+    /// The share of the server's bound; `None` for requests without data.
+    _server: Option<OwnedSemaphorePermit>,
+}
 
 /// What a queued request does.
 pub(super) enum Work {
@@ -60,8 +64,6 @@ pub(super) enum Work {
 pub(super) struct Queued {
     pub(super) cookie: Cookie,
     pub(super) work: Work,
-    /// Bytes of data it holds.
-    pub(super) bytes: usize,
     pub(super) charge: Charge,
 }
 
@@ -76,14 +78,13 @@ pub(super) enum Outcome {
 pub(super) struct Finished {
     pub(super) cookie: Cookie,
     pub(super) command: Command,
-    pub(super) bytes: usize,
     pub(super) charge: Charge,
     pub(super) result: Result<Outcome, Error>,
 }
 
 /// Executes a queued request.
 pub(super) async fn perform<D: BlockDevice>(device: Arc<D>, queued: Queued) -> Finished {
-    let Queued { cookie, work, bytes, charge } = queued;
+    let Queued { cookie, work, charge } = queued;
     let plain = |()| Outcome::Plain;
     let (command, result) = match work {
         Work::Read { offset, mut buffer } => {
@@ -119,7 +120,7 @@ pub(super) async fn perform<D: BlockDevice>(device: Arc<D>, queued: Queued) -> F
             (Command::Cache, device.cache(offset, length.into()).await.map(plain))
         }
     };
-    Finished { cookie, command, bytes, charge, result }
+    Finished { cookie, command, charge, result }
 }
 
 /// Why a request cannot be queued now.
@@ -151,7 +152,7 @@ impl Quota {
         if full {
             return Err(Stall::Connection);
         }
-        let charge = if bytes == 0 {
+        let permit = if bytes == 0 {
             None
         } else {
             let units = bytes.div_ceil(limits::CHARGE_UNIT_BYTES) as u32;
@@ -165,7 +166,7 @@ impl Quota {
         };
         self.requests += 1;
         self.bytes += bytes;
-        Ok(charge)
+        Ok(Charge { bytes, _server: permit })
     }
 
     /// Keeps what [`Stall::Server`] asked for until the request is tried again.
@@ -178,9 +179,24 @@ impl Quota {
         self.granted = None;
     }
 
-    /// Counts a finished request out.
-    pub(super) fn leave(&mut self, bytes: usize) {
+    /// Counts a finished request out; its memory stays counted until [`Quota::free`].
+    pub(super) fn finish(&mut self) {
         self.requests -= 1;
+    }
+
+    /// Gives memory back.
+    pub(super) fn free(&mut self, bytes: usize) {
         self.bytes -= bytes;
+    }
+
+    /// Whether this connection holds memory of the server.
+    pub(super) fn holds_memory(&self) -> bool {
+        self.bytes > 0
+    }
+
+    /// Whether this connection holds memory that others may be waiting for.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        let largest = limits::REQUEST_BYTES_MAX as usize / limits::CHARGE_UNIT_BYTES;
+        self.bytes > 0 && self.server.available_permits() < largest
     }
 }

@@ -16,7 +16,7 @@ enum Segment {
     /// The inline buffer's bytes up to this position.
     Inline(usize),
     /// A buffer of its own from this position on, which keeps its charge until it is sent.
-    Owned { bytes: Vec<u8>, from: usize, _charge: Charge },
+    Owned { bytes: Vec<u8>, from: usize, charge: Option<Charge> },
 }
 
 /// Replies that are not yet sent.
@@ -91,13 +91,13 @@ impl Replies {
     pub(super) fn push_owned_read(&mut self, head: &Head, mut bytes: Vec<u8>, charge: Charge) {
         let from = READ_HEAD_BYTES - head.as_slice().len();
         bytes[from..READ_HEAD_BYTES].copy_from_slice(head.as_slice());
-        self.segments.push_back(Segment::Owned { bytes, from, _charge: charge });
+        self.segments.push_back(Segment::Owned { bytes, from, charge: Some(charge) });
     }
 
     /// Takes a head and what follows it, in a buffer of their own.
     pub(super) fn push_owned(&mut self, head: &Head, payload: &[u8]) {
         let bytes = [head.as_slice(), payload].concat();
-        self.segments.push_back(Segment::Owned { bytes, from: 0, _charge: None });
+        self.segments.push_back(Segment::Owned { bytes, from: 0, charge: None });
     }
 
     /// A buffer of `length` bytes, its content arbitrary.
@@ -115,12 +115,13 @@ impl Replies {
         }
     }
 
-    /// Sends as much as the socket takes; ready when something was sent.
+    /// Sends as much as the socket takes; ready when something was sent, with the bytes of memory that
+    /// this set free.
     pub(super) fn poll_send(
         &mut self,
         socket: &mut Socket,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<usize>> {
         let mut slices = [IoSlice::new(&[]); limits::SLICES_MAX];
         let (mut at, mut count) = (self.sent, 0);
         for (slice, segment) in slices.iter_mut().zip(&self.segments) {
@@ -138,11 +139,12 @@ impl Replies {
         if sent == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        self.forget(sent);
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(self.forget(sent)))
     }
 
-    fn forget(&mut self, mut sent: usize) {
+    /// Forgets what was sent and returns the memory that this set free, in bytes.
+    fn forget(&mut self, mut sent: usize) -> usize {
+        let mut freed = 0;
         while let Some(front) = self.segments.front_mut() {
             let (left, position) = match front {
                 Segment::Inline(upto) => (*upto - self.sent, &mut self.sent),
@@ -152,12 +154,14 @@ impl Replies {
             sent -= part;
             *position += part;
             if part < left {
-                return;
+                return freed;
             }
-            if let Some(Segment::Owned { bytes, .. }) = self.segments.pop_front() {
+            if let Some(Segment::Owned { bytes, charge, .. }) = self.segments.pop_front() {
+                freed += charge.map_or(0, |charge| charge.bytes);
                 self.keep_buffer(bytes);
             }
         }
         (self.filled, self.sent) = (0, 0);
+        freed
     }
 }
