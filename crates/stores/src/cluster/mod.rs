@@ -12,6 +12,8 @@ mod join;
 mod token;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use authority::init;
@@ -20,6 +22,4 @@ pub(crate) use identity::{certified_host, fingerprint};
 pub use join::{JoinService, join};
 pub use token::{Token, TokenBook};
 
-#[cfg(test)]
-pub(crate) use authority::Authority;
 pub(crate) use authority::{host_name, parse_host_name};

@@ -13,6 +13,8 @@ mod tls;
 mod tuning;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use tuning::Congestion;

@@ -78,6 +78,16 @@ pub(crate) fn client(identity: &Identity) -> Result<quinn::ClientConfig> {
 
 /// Configuration of a host that joins the cluster whose authority has this fingerprint.
 pub(crate) fn joining_client(authority: [u8; 32]) -> Result<quinn::ClientConfig> {
+    without_certificate(authority, ALPN_JOIN)
+}
+
+/// A client of the hosts' protocol that shows no certificate.
+#[cfg(test)]
+pub(crate) fn anonymous_client(authority: [u8; 32]) -> Result<quinn::ClientConfig> {
+    without_certificate(authority, ALPN_PEER)
+}
+
+fn without_certificate(authority: [u8; 32], alpn: &[u8]) -> Result<quinn::ClientConfig> {
     let verifier = Arc::new(FingerprintVerifier { authority, provider: provider() });
     let config = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -85,7 +95,7 @@ pub(crate) fn joining_client(authority: [u8; 32]) -> Result<quinn::ClientConfig>
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    finish_client(config, ALPN_JOIN)
+    finish_client(config, alpn)
 }
 
 fn finish_client(mut config: rustls::ClientConfig, alpn: &[u8]) -> Result<quinn::ClientConfig> {
