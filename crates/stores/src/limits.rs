@@ -36,6 +36,13 @@ pub const STREAMS_MAX: u32 = 2048;
 /// idle; a cluster of 200 hosts in both directions fits twice.
 pub const CONNECTIONS_MAX: usize = 1024;
 
+/// Handshakes under way: each costs a signature; beyond it connections are refused.
+pub const HANDSHAKES_MAX: usize = 256;
+
+/// Handshakes under way from which on a stranger must prove its address first (a QUIC retry), so
+/// that forged addresses cannot fill the places.
+pub const HANDSHAKES_UNPROVEN_MAX: usize = 32;
+
 /// Connections without a certificate that are open at once: hosts that are joining.
 pub const JOINING_MAX: usize = 16;
 
@@ -86,6 +93,9 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest that a joining host's connection lives.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a joining host that has its answer may take to read it and close.
+pub const JOIN_LINGER: Duration = Duration::from_secs(1);
 
 /// Longest registry key in bytes: `path/` and the longest volume path.
 pub const KEY_BYTES_MAX: usize = 1100;

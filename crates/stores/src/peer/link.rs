@@ -9,9 +9,10 @@ use crate::limits::{CONNECT_PAUSE, CONNECT_TIMEOUT, RECONNECT_FOR};
 use pannier_core::ids::HostId;
 use pannier_engine::error::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{ConnectError, Connection, ConnectionError, Endpoint};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -25,6 +26,16 @@ struct State {
     error: Option<Error>,
     /// Whether the task runs.
     running: bool,
+}
+
+/// Why a connection is no longer used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Lost,
+    /// The peer has another address now.
+    Moved,
+    /// This host closes its endpoint.
+    Stopping,
 }
 
 /// The way out to one peer.
@@ -120,6 +131,7 @@ impl Link {
         let mut retry_until = Instant::now();
         let mut pause = CONNECT_PAUSE;
         loop {
+            let began = Instant::now();
             let outcome = tokio::select! {
                 outcome = self.connect() => outcome,
                 // The attempt goes to an address that is no longer the peer's.
@@ -133,20 +145,20 @@ impl Link {
                         state.attempts += 1;
                         state.error = None;
                     });
-                    let since = Instant::now();
-                    let lost = self.watch(connection).await;
+                    let end = self.watch(connection).await;
                     retry_until = Instant::now() + RECONNECT_FOR;
-                    // A peer that closes at once refuses us: ask it ever less often.
-                    if since.elapsed() >= CONNECT_TIMEOUT {
+                    if end == End::Stopping {
+                        self.state.send_modify(|state| state.running = false);
+                        return;
+                    }
+                    if end == End::Moved || began.elapsed() >= CONNECT_TIMEOUT {
                         pause = CONNECT_PAUSE;
-                        if lost {
-                            continue;
-                        }
+                        continue;
                     }
                 }
                 Err(error) => {
                     tracing::debug!(host = %self.host, %error, "no connection");
-                    let stops = Instant::now() >= retry_until;
+                    let stops = error.kind() == ErrorKind::Closed || Instant::now() >= retry_until;
                     self.state.send_modify(|state| {
                         state.attempts += 1;
                         state.error = Some(error);
@@ -157,26 +169,39 @@ impl Link {
                     }
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.moved.notified() => pause = CONNECT_PAUSE,
-            }
-            pause = (pause * 2).min(CONNECT_TIMEOUT);
+            // A peer that is silent is asked again soon, in case its link is back; one that
+            // refuses us, ever less often.
+            let refused = began.elapsed() < CONNECT_TIMEOUT;
+            pause = if refused { (pause * 2).min(CONNECT_TIMEOUT) } else { CONNECT_PAUSE };
+            self.rest(pause).await;
         }
     }
 
-    /// Waits until the connection is lost (`true`) or the peer has another address (`false`).
-    async fn watch(&self, connection: Connection) -> bool {
-        let lost = tokio::select! {
-            reason = connection.closed() => {
-                tracing::info!(host = %self.host, address = %self.address(), %reason,
-                    "connection lost; connecting again");
-                true
-            }
-            () = self.moved.notified() => false,
+    /// Waits before the next attempt; a caller shortens the wait, but does not skip it.
+    async fn rest(&self, pause: Duration) {
+        tokio::time::sleep(CONNECT_PAUSE).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause.saturating_sub(CONNECT_PAUSE)) => {}
+            () = self.wanted.notified() => {}
+            () = self.moved.notified() => {}
+        }
+    }
+
+    /// Waits until the connection is no longer to be used.
+    async fn watch(&self, connection: Connection) -> End {
+        let end = tokio::select! {
+            reason = connection.closed() => match reason {
+                ConnectionError::LocallyClosed => End::Stopping,
+                reason => {
+                    tracing::info!(host = %self.host, address = %self.address(),
+                        reason = explain(&reason), "connection lost; connecting again");
+                    End::Lost
+                }
+            },
+            () = self.moved.notified() => End::Moved,
         };
         self.state.send_modify(|state| state.connection = None);
-        lost
+        end
     }
 
     /// One attempt.
@@ -185,7 +210,10 @@ impl Link {
         let attempt = connect(&self.endpoint, None, &address, self.host);
         match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(cause)) => Err(self.unreachable(&cause)),
+            Ok(Err(Failure::Stopping)) => {
+                Err(Error::new(ErrorKind::Closed, "peers: this host is stopping"))
+            }
+            Ok(Err(Failure::Cause(cause))) => Err(self.unreachable(&cause)),
             Err(_elapsed) => {
                 Err(self.unreachable("no answer; is it running, and its UDP port open?"))
             }
@@ -200,28 +228,45 @@ impl Link {
     }
 }
 
+/// Why an attempt failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Failure {
+    /// This host closes its endpoint: no attempt can work any more.
+    #[error("this host is stopping")]
+    Stopping,
+    #[error("{0}")]
+    Cause(String),
+}
+
 /// Connects to `host` at `address`, with the endpoint's configuration or another.
 pub(super) async fn connect(
     endpoint: &Endpoint,
     config: Option<quinn::ClientConfig>,
     address: &str,
     host: HostId,
-) -> Result<Connection, String> {
+) -> Result<Connection, Failure> {
     let ipv6 = endpoint.local_addr().is_ok_and(|local| local.is_ipv6());
     let found: Vec<SocketAddr> = tokio::net::lookup_host(address)
         .await
-        .map_err(|error| format!("the address cannot be resolved: {error}"))?
+        .map_err(|error| Failure::Cause(format!("the address cannot be resolved: {error}")))?
         .collect();
-    let remote = found
-        .iter()
-        .find(|found| ipv6 || found.is_ipv4())
-        .ok_or("the address has no IPv4 form, and this host listens on IPv4 only")?;
+    let remote = found.iter().find(|found| ipv6 || found.is_ipv4()).ok_or_else(|| {
+        let cause = "the address has no IPv4 form, and this host listens on IPv4 only";
+        Failure::Cause(cause.to_owned())
+    })?;
     let name = host_name(host);
     let connecting = match config {
         Some(config) => endpoint.connect_with(config, *remote, &name),
         None => endpoint.connect(*remote, &name),
     };
-    connecting.map_err(|error| error.to_string())?.await.map_err(|error| explain(&error))
+    let connecting = connecting.map_err(|error| match error {
+        ConnectError::EndpointStopping => Failure::Stopping,
+        error => Failure::Cause(error.to_string()),
+    })?;
+    connecting.await.map_err(|error| match error {
+        ConnectionError::LocallyClosed => Failure::Stopping,
+        error => Failure::Cause(explain(&error)),
+    })
 }
 
 /// A lost or refused connection in words.

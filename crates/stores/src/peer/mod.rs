@@ -101,7 +101,7 @@ impl Transport {
         server.transport_config(Arc::clone(&transport));
         let mut client = tls::client(identity)?;
         client.transport_config(transport);
-        let mut endpoint = socket::endpoint(listen, Some(server))?;
+        let mut endpoint = socket::host_endpoint(listen, identity, server)?;
         endpoint.set_default_client_config(client);
         let address = endpoint
             .local_addr()
@@ -337,8 +337,9 @@ pub(crate) async fn ask_to_join(
     let mut config = tls::joining_client(authority)?;
     config.transport_config(Arc::new(tuning::transport(Congestion::default())));
     let asked = async {
-        let connection =
-            link::connect(&endpoint, Some(config), address, host).await.map_err(fail)?;
+        let connection = link::connect(&endpoint, Some(config), address, host)
+            .await
+            .map_err(|failure| fail(failure.to_string()))?;
         let lengths = Lengths::of(&head, &[]).map_err(|error| fail(error.to_string()))?;
         let header = RequestHeader { service: ServiceTag::Join, class: Class::Control, lengths };
         let answer = exchange_on(&connection, header, &head, Bytes::new())

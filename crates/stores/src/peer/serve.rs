@@ -4,8 +4,9 @@ use super::frame::{self, AnswerHeader, Fault, Lengths, RequestHeader, ServiceTag
 use super::{link, tls};
 use crate::cluster::{JoinService, certified_host};
 use crate::limits::{
-    CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, JOIN_TIMEOUT, JOINING_MAX, SERVED_BULK_MAX,
-    SERVED_CONTROL_MAX, SERVED_DEMAND_MAX, SERVED_RUN_AHEAD_MAX,
+    CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_UNPROVEN_MAX, JOIN_LINGER,
+    JOIN_TIMEOUT, JOINING_MAX, SERVED_BULK_MAX, SERVED_CONTROL_MAX, SERVED_DEMAND_MAX,
+    SERVED_RUN_AHEAD_MAX,
 };
 use crate::registry;
 use bytes::Bytes;
@@ -38,6 +39,7 @@ pub(super) struct Services {
 pub(super) struct Server {
     pub(super) services: Arc<Services>,
     connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
     joining: Arc<Semaphore>,
     /// What each host has under way; hosts are as many as the authority has let in.
     slots: Mutex<HashMap<HostId, Arc<Slots>>>,
@@ -76,6 +78,7 @@ impl Server {
         Arc::new(Self {
             services,
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             joining: Arc::new(Semaphore::new(JOINING_MAX)),
             slots: Mutex::default(),
         })
@@ -84,7 +87,19 @@ impl Server {
     /// Accepts connections until the endpoint is closed.
     pub(super) async fn run(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
-            let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+            let under_way = HANDSHAKES_MAX - self.handshakes.available_permits();
+            if under_way >= HANDSHAKES_UNPROVEN_MAX && !incoming.remote_address_validated() {
+                // When many shake hands, each must first show that it is where it says it is.
+                if incoming.retry().is_err() {
+                    tracing::debug!("a connection could not be asked to prove its address");
+                }
+                continue;
+            }
+            let permits = (
+                Arc::clone(&self.connections).try_acquire_owned(),
+                Arc::clone(&self.handshakes).try_acquire_owned(),
+            );
+            let (Ok(connected), Ok(shaking)) = permits else {
                 tracing::warn!(from = %incoming.remote_address(), "too many connections");
                 incoming.refuse();
                 continue;
@@ -92,12 +107,14 @@ impl Server {
             let server = Arc::clone(&self);
             tokio::spawn(async move {
                 let from = incoming.remote_address();
-                match tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming).await {
+                let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming).await;
+                drop(shaking);
+                match outcome {
                     Ok(Ok(connection)) => server.admit(connection).await,
                     Ok(Err(error)) => tracing::info!(%from, %error, "refused a connection"),
                     Err(_elapsed) => tracing::debug!(%from, "a handshake did not end"),
                 }
-                drop(permit);
+                drop(connected);
             });
         }
     }
@@ -220,8 +237,14 @@ impl Server {
             }
             let result = result.map(|head| (head, Bytes::new()));
             answer(&mut send, Class::Control, result).await;
-            // The answer is there when the other side closes.
-            connection.closed().await;
+            // The other side closes when it has read the answer; if it does not, it has had time.
+            tokio::select! {
+                _reason = connection.closed() => {}
+                () = async {
+                    drop(send.stopped().await);
+                    tokio::time::sleep(JOIN_LINGER).await;
+                } => {}
+            }
         };
         if tokio::time::timeout(JOIN_TIMEOUT, served).await.is_err() {
             tracing::info!(%from, "a join did not end");

@@ -121,7 +121,9 @@ async fn only_hosts_of_the_cluster_are_served_and_believed() {
 async fn raw(config: quinn::ClientConfig, to: &Transport) -> Result<Connection, String> {
     let endpoint = socket::endpoint("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let address = to.address().to_string();
-    link::connect(&endpoint, Some(config), &address, to.host()).await
+    link::connect(&endpoint, Some(config), &address, to.host())
+        .await
+        .map_err(|failure| failure.to_string())
 }
 
 /// Sends bytes as a request and returns the whole answer.
@@ -368,6 +370,47 @@ async fn a_peer_may_move_and_restart() {
     while pair.ping().await.is_err() {
         assert!(restarted.elapsed() < Duration::from_secs(5));
     }
+}
+
+/// A daemon killed without a goodbye and started again: its peers hear from its next incarnation
+/// that their connections are gone, well before the idle timeout.
+#[test]
+fn a_killed_peer_that_is_back_is_found_at_once() {
+    let cluster = TestCluster::new();
+    let two = cluster.host(2);
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (first, ours) = (runtime(), runtime());
+    let address = first.block_on(async {
+        let transport = bind(&two);
+        transport.serve_engine(Counting::echo());
+        transport.address()
+    });
+    let one = ours.block_on(async {
+        let one = bind(&cluster.host(1));
+        one.learn(HostId(2), &address.to_string());
+        ping(&one, HostId(2), Bytes::new()).await.unwrap();
+        one
+    });
+    // Nothing is sent any more, as after `kill -9`.
+    first.shutdown_background();
+    let killed = Instant::now();
+    let second = runtime();
+    let _back = second.block_on(async {
+        let transport = loop {
+            match Transport::bind(address, &two) {
+                Ok(transport) => break transport,
+                Err(_in_use) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        transport.serve_engine(Counting::echo());
+        transport
+    });
+    ours.block_on(async {
+        while ping(&one, HostId(2), Bytes::new()).await.is_err() {
+            assert!(killed.elapsed() < Duration::from_secs(10));
+        }
+    });
+    assert!(killed.elapsed() < Duration::from_millis(2500), "{:?}", killed.elapsed());
 }
 
 #[tokio::test]
