@@ -1,6 +1,6 @@
-//! A load that verifies: random writes, reads, flushes, discards and zeroes, several in flight, each
-//! read checked against the model, each latency kept. It reconnects when its connection breaks, and
-//! goes to another host when it is told to, as a guest that migrates does.
+//! A load that verifies: random writes, reads, flushes, discards and zeroes, several in flight,
+//! each read checked against the model, each latency kept. It reconnects when its connection
+//! breaks, and goes to another host when it is told to, as a guest that migrates does.
 
 use crate::model::{Model, SECTOR, ZERO, fill};
 use crate::nbd_client::{Address, Client, Command, FUA, NO_HOLE};

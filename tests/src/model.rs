@@ -120,8 +120,9 @@ impl Model {
             let possible = self.possible.get(&sector).cloned().unwrap_or_default();
             match found {
                 Some(stamp) if possible.contains(&stamp) => {
-                    // It has happened. Writes sent before it were overwritten or never happen: their
-                    // connection is gone, and a new one was not made before the old one ended.
+                    // It has happened. Writes sent before it were overwritten or never happen:
+                    // their connection is gone, and a new one was not made before the old one
+                    // ended.
                     self.acknowledged[sector as usize] = stamp;
                     self.possible.remove(&sector);
                 }

@@ -37,8 +37,8 @@ fn is_owner(host: &str) -> impl Fn(&serde_json::Value) -> bool {
     move |volume| volume["owner"] == host.as_str()
 }
 
-/// The load goes along, as a guest that live-migrates does: the move is declared, the target's first
-/// write takes the volume over.
+/// The load goes along, as a guest that live-migrates does: the move is declared, the target's
+/// first write takes the volume over.
 fn back_and_forth(rtt: Duration, moves: u32) {
     let pair = Pair::start(rtt, Some(RATE_BITS));
     create(&pair);

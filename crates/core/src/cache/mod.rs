@@ -33,8 +33,8 @@ impl LineKey {
     }
 }
 
-/// Decides which key leaves a full cache. Keys are [`LineKey`]s of fetched data, or the ids of whole
-/// segments that were written here.
+/// Decides which key leaves a full cache. Keys are [`LineKey`]s of fetched data, or the ids of
+/// whole segments that were written here.
 pub trait Policy<K>: Send {
     /// A key has come in. One that is already in counts as touched.
     fn insert(&mut self, key: K);
@@ -45,9 +45,9 @@ pub trait Policy<K>: Send {
     /// A key has left by other means. One that is not in is ignored.
     fn remove(&mut self, key: &K);
 
-    /// Chooses the next key to leave among those that `may_leave` (stored, not in use), takes it out
-    /// and returns it. `None` when nothing may leave. A key that may not leave keeps its place, and
-    /// at most [`ASK_MAX`] are asked about per call.
+    /// Chooses the next key to leave among those that `may_leave` (stored, not in use), takes it
+    /// out and returns it. `None` when nothing may leave. A key that may not leave keeps its place,
+    /// and at most [`ASK_MAX`] are asked about per call.
     fn evict(&mut self, may_leave: &mut dyn FnMut(&K) -> bool) -> Option<K>;
 
     /// How many keys are in.
@@ -59,6 +59,6 @@ pub trait Policy<K>: Send {
     }
 }
 
-/// How many keys [`Policy::evict`] asks about before it gives up: a cache full of lines that may not
-/// leave must not cost a walk over all of them at each insertion.
+/// How many keys [`Policy::evict`] asks about before it gives up: a cache full of lines that may
+/// not leave must not cost a walk over all of them at each insertion.
 pub const ASK_MAX: usize = 64;

@@ -11,8 +11,8 @@
 //!        '-- segment part (512 live segments)
 //! ```
 //!
-//! Encodings are canonical: equal content has equal bytes, hence equal names; a decoder refuses what
-//! the encoder would not have written.
+//! Encodings are canonical: equal content has equal bytes, hence equal names; a decoder refuses
+//! what the encoder would not have written.
 
 mod page;
 mod root;

@@ -208,8 +208,8 @@ impl Map {
         Ok(())
     }
 
-    /// Says what `count` blocks from `first_block` on now are. For data, the pages follow each other
-    /// from the target's page on.
+    /// Says what `count` blocks from `first_block` on now are. For data, the pages follow each
+    /// other from the target's page on.
     ///
     /// # Errors
     /// [`MapError`] when blocks or pages are out of range; nothing has changed then.

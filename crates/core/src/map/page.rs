@@ -11,8 +11,8 @@ pub const PAGE_BLOCKS: u32 = 4096;
 /// search and the move of the tail at each insertion.
 const RUNS_MAX: usize = 1024;
 
-/// Below this number of runs a dense page becomes runs again. Far below [`RUNS_MAX`], so that a page
-/// near the border does not change back and forth.
+/// Below this number of runs a dense page becomes runs again. Far below [`RUNS_MAX`], so that a
+/// page near the border does not change back and forth.
 const RUNS_AGAIN: u32 = 256;
 
 /// A target in one word: segment index above, page below; the highest index says hole or zero.

@@ -3,8 +3,9 @@
 use crate::ids::SegmentName;
 use std::collections::BTreeMap;
 
-/// Short name of a segment within one map in memory. Given out once, never reused: after the segment
-/// is retired it means nothing. It does not outlive the process and is never stored or sent.
+/// Short name of a segment within one map in memory. Given out once, never reused: after the
+/// segment is retired it means nothing. It does not outlive the process and is never stored or
+/// sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentIndex(pub(super) u32);
 

@@ -1,8 +1,8 @@
 //! The range lock: what overlaps is done one at a time, in the order of arrival.
 //!
-//! Writes, zeroes, discards, read-modify-writes of partial blocks and the cleaner's adoption take the
-//! blocks that they change. A request waits for every earlier one that it overlaps, held or itself
-//! waiting, so that none is overtaken for ever; requests that overlap nothing never wait.
+//! Writes, zeroes, discards, read-modify-writes of partial blocks and the cleaner's adoption take
+//! the blocks that they change. A request waits for every earlier one that it overlaps, held or
+//! itself waiting, so that none is overtaken for ever; requests that overlap nothing never wait.
 
 use std::ops::Range;
 
@@ -67,8 +67,8 @@ impl RangeLock {
         Some(self.acquire(range).ticket())
     }
 
-    /// Gives a range back, or gives a queued ticket up. Appends the tickets that are granted by this
-    /// to `granted`, in the order of arrival.
+    /// Gives a range back, or gives a queued ticket up. Appends the tickets that are granted by
+    /// this to `granted`, in the order of arrival.
     ///
     /// # Panics
     /// When the ticket was released before.

@@ -33,7 +33,8 @@ pub struct LiveSegment {
     pub live_pages: u32,
 }
 
-/// A checkpoint in memory: all that is needed to open a volume, apart from the map pages themselves.
+/// A checkpoint in memory: all that is needed to open a volume, apart from the map pages
+/// themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
     /// The volume.
