@@ -25,7 +25,7 @@ pub struct LocalConfig {
     pub cache_bytes: u64,
     /// Bound in bytes on segment files that wait in the pool.
     pub pool_bytes: u64,
-    /// Data pages of a new segment.
+    /// Pages of a new segment's file.
     pub segment_pages: u32,
     /// Bound in bytes per second on the background upload; 0 is no bound.
     pub upload_bytes_per_s: u64,
@@ -39,7 +39,7 @@ impl Default for LocalConfig {
         Self {
             cache_bytes: limits::CACHE_BYTES_DEFAULT,
             pool_bytes: limits::POOL_BYTES_DEFAULT,
-            segment_pages: limits::SEGMENT_DATA_PAGES,
+            segment_pages: limits::SEGMENT_PAGES,
             upload_bytes_per_s: 0,
             background: true,
         }

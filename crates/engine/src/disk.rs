@@ -180,6 +180,31 @@ impl Disk {
             .map_err(|e| Error::io(format_args!("create directory {}", path.display()), e))
     }
 
+    /// The paths in a directory; none when it does not exist.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn list(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let read = || std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect();
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => other
+                .map_err(|e| Error::io(format_args!("list directory {}", path.display()), e)),
+        }
+    }
+
+    /// The content of a small file; `None` when there is none.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(format_args!("read {}", path.display()), error)),
+        }
+    }
+
     /// Writes a file whole under a temporary name and gives it its name, replacing what was there:
     /// after a crash either the old or the new content is there. Durable when it returns.
     ///

@@ -1,8 +1,8 @@
 //! Every bound of the engine's local storage, with its reason.
 
-/// Data pages of a segment: 16 MiB, large enough that a flush rarely meets a change of segment, small
-/// enough that sealing, storing and sending one is short.
-pub const SEGMENT_DATA_PAGES: u32 = 4096;
+/// Pages of a segment file: 17 MiB, of which at most 16 MiB are data; large enough that a flush
+/// rarely meets a change of segment, small enough that sealing, storing and sending one is short.
+pub const SEGMENT_PAGES: u32 = pannier_core::format::segment::limits::CAPACITY_PAGES_DEFAULT;
 
 /// Bytes of one volume that are written and not synced before its writers wait: a flush at a handover
 /// then takes as long as 32 MiB take.
