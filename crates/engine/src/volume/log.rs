@@ -1,45 +1,23 @@
 //! The log as followers and peers see it: positions, batches, live segments, sessions.
 
 use bytes::Bytes;
-use pannier_core::ids::{SegmentHash, SegmentName, SessionId};
+use pannier_core::ids::{RequestNumber, SegmentHash, SegmentName, SessionId};
 use pannier_core::units::PageIndex;
 pub use pannier_core::volume::Position;
-use pannier_core::volume::session::Applied;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A piece of the log on its way to a follower.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LogItem {
-    /// A sealed segment, whole: its encoded `SegmentMeta`.
-    Sealed {
-        /// Its name.
-        name: SegmentName,
-        /// Header, seal record, index and block table, as `SegmentMeta::encode` gives them.
-        meta: Vec<u8>,
-    },
-    /// Durable entries of the open segment.
-    Open {
-        /// Its name.
-        name: SegmentName,
-        /// Index of the first entry in `entries`.
-        first: u32,
-        /// The entries, 32 bytes each, as a descriptor page has them.
-        entries: Vec<u8>,
-    },
-}
-
-/// What [`super::Volume::log_since`] answers: durable entries only, in order, without gaps.
+/// What [`super::Volume::log_since`] answers: sealed segments, whole, in order and without gaps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogBatch {
     /// The position that the batch continues.
     pub from: Position,
-    /// The pieces.
-    pub items: Vec<LogItem>,
-    /// The position behind the last piece.
+    /// The segments: name, and `SegmentMeta` as it encodes itself.
+    pub segments: Vec<(SegmentName, Vec<u8>)>,
+    /// The position behind the last segment.
     pub through: Position,
-    /// Whether `through` was the end of the durable log when the batch was made.
+    /// Whether nothing sealed lay behind `through` when the batch was made.
     pub end: bool,
 }
 
@@ -100,5 +78,6 @@ pub enum Operation {
     },
 }
 
-/// All forwarding sessions of a volume, with what of each was applied.
-pub type SessionTable = BTreeMap<SessionId, Applied>;
+/// All forwarding sessions of a volume, with the highest request that each has applied: a session's
+/// requests are applied in the order of their numbers.
+pub type SessionTable = BTreeMap<SessionId, RequestNumber>;

@@ -2,88 +2,110 @@
 //!
 //! While it appends (between [`Volume::begin_append`] and [`Volume::stop_append`]) it serves guests;
 //! otherwise it is a follower that applies another host's log, or stands still.
+//!
+//! The rooms: `journal` appends under one mutex, `flush` makes durable, `seal` hashes and seals what
+//! is full, `read` and `write` are the guest's path, `recover` opens, `follow` is the log for
+//! followers, `data` the pages for peers, `segment` one segment's file and facts.
 
+mod counters;
+mod data;
+mod flush;
+mod follow;
+mod journal;
 pub mod log;
+mod read;
+mod recover;
+pub(crate) mod seal;
+pub(crate) mod segment;
+mod state;
+mod write;
 
+#[cfg(test)]
+mod tests;
+
+use crate::checkpoint::Checkpointer;
 use crate::context::HostContext;
 use crate::error::{Error, ErrorKind, Result};
-use crate::port::{StatusExtent, WriteRequest};
-use bytes::Bytes;
-use log::{LiveSegment, LogBatch, Operation, PageRuns, Position, SessionTable};
-use pannier_core::ids::{
-    Epoch, Incarnation, ObjectHash, RequestNumber, SegmentName, SessionId, VolumeId,
-};
-use std::sync::Arc;
+use counters::Counters;
+use journal::{Journal, Mode};
+use log::{Position, SessionTable};
+use pannier_core::ids::{Epoch, Incarnation, SessionId, VolumeId};
+use parking_lot::{Mutex, RwLock};
+use segment::{Metas, blocking};
+use state::MapState;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::sync::Notify;
 
 /// A volume on this host.
 pub struct Volume {
     id: VolumeId,
     context: Arc<HostContext>,
+    dir: PathBuf,
+    this: Weak<Self>,
+    /// Size in bytes.
+    size: AtomicU64,
+    /// Mirrors `Journal::mode`, for reads.
+    appending: AtomicBool,
+    /// Taken before `map`, never after it.
+    journal: Mutex<Journal>,
+    pub(crate) map: RwLock<MapState>,
+    metas: Mutex<Metas>,
+    /// Told when writers that waited may try again.
+    room: Notify,
+    /// Told when `synced_tick` rose, or the volume failed.
+    synced: Notify,
+    synced_tick: AtomicU64,
+    /// Told when a segment was sealed, or the log's end changed otherwise.
+    news: Notify,
+    /// Told when background work may be due.
+    pub(crate) work: Notify,
+    /// Told when a session's request was applied.
+    session_news: Notify,
+    pub(crate) closing: AtomicBool,
+    pub(crate) checkpointer: tokio::sync::Mutex<Checkpointer>,
+    pub(crate) counters: Counters,
 }
 
-fn unbuilt<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Internal, "the local volume does not do this"))
-}
-
-/// Life: create, recover, follow, append, stop, delete.
+/// Life: append, stop, close. (Create, recover, follow and delete are in `recover`.)
 impl Volume {
-    /// Makes a new volume: all hole, with an empty log and a first local checkpoint. It does not
-    /// append yet.
-    ///
-    /// # Errors
-    /// `NoSpace`, `Invalid` for a size that is no multiple of 512.
-    pub async fn create(
-        context: &Arc<HostContext>,
-        id: VolumeId,
-        size_bytes: u64,
-    ) -> Result<Arc<Self>> {
-        let _ = (context, id, size_bytes);
-        unbuilt()
-    }
-
-    /// Opens a volume whose files are here: newest local checkpoint, index sections of sealed
-    /// segments behind it, recovery of the open one (which is sealed; what lies behind a break is set
-    /// aside). It does not append yet. Also opens a follower's volume.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt` with the file's name, `Unavailable`.
-    pub async fn recover(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Self>> {
-        let _ = (context, id);
-        unbuilt()
-    }
-
-    /// Makes a follower from a checkpoint of another host: the root object and the map pages that it
-    /// names, in any order. Durable when it returns.
-    ///
-    /// # Errors
-    /// `Corrupt` when a page is missing or not what its hash says, `NoSpace`.
-    pub async fn follower(
-        context: &Arc<HostContext>,
-        id: VolumeId,
-        root: Bytes,
-        pages: Vec<Bytes>,
-    ) -> Result<Arc<Self>> {
-        let _ = (context, id, root, pages);
-        unbuilt()
-    }
-
-    /// Removes every local file of a volume; with `in_store` also its objects in the site's store.
-    ///
-    /// # Errors
-    /// `Unavailable`; it can be called again.
-    pub async fn delete(context: &Arc<HostContext>, id: VolumeId, in_store: bool) -> Result<()> {
-        let _ = (context, id, in_store);
-        unbuilt()
-    }
-
     /// Begins to append under an epoch: the caller has made its right to do so durable. `incarnation`
     /// was never used before with `epoch`.
     ///
     /// # Errors
-    /// `Internal` when it already appends.
+    /// `Internal` when it already appends, `Unavailable` when its disk failed.
     pub async fn begin_append(&self, epoch: Epoch, incarnation: Incarnation) -> Result<()> {
-        let _ = (epoch, incarnation);
-        unbuilt()
+        let mut journal = self.journal.lock();
+        match &journal.mode {
+            Mode::Stopped => {}
+            Mode::Appending => {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    format!("volume {} already appends under epoch {}", self.id, journal.epoch),
+                ));
+            }
+            Mode::Failed(error) => return Err(error.clone()),
+        }
+        assert!(
+            (epoch, incarnation) > (journal.epoch, journal.incarnation),
+            "volume {}: epoch {epoch} incarnation {} was used before",
+            self.id,
+            incarnation.0
+        );
+        journal.mode = Mode::Appending;
+        (journal.epoch, journal.incarnation) = (epoch, incarnation);
+        journal.prepare_error = None;
+        self.appending.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Prepares the first segment ahead of the first write.
+    pub fn warm(&self) {
+        let mut journal = self.journal.lock();
+        if journal.check().is_ok() && journal.open.is_none() {
+            self.start_prepare(&mut journal);
+        }
     }
 
     /// Ends appending: refuses new requests, drains the running ones, syncs and seals. Nothing is
@@ -93,15 +115,65 @@ impl Volume {
     /// # Errors
     /// `Unavailable` when the log cannot be made durable; the volume has then failed.
     pub async fn stop_append(&self) -> Result<Position> {
-        unbuilt()
+        {
+            let mut journal = self.journal.lock();
+            if let Mode::Failed(error) = &journal.mode {
+                return Err(error.clone());
+            }
+            self.appending.store(false, Ordering::Release);
+            journal.mode = Mode::Stopped;
+            self.close_open(&mut journal);
+            if let Some(open) = journal.open.take() {
+                self.map.write().forget(open.index);
+                self.give_back(&open.file);
+            }
+            if let Some(next) = journal.next.take() {
+                self.give_back(&next.file);
+            }
+            if !journal.preparing {
+                journal.last_sequence = journal.end.sequence();
+            }
+            self.room.notify_waiters();
+            self.session_news.notify_waiters();
+        }
+        self.flush_log().await?;
+        self.wait_sealed().await?;
+        Ok(self.position())
     }
 
-    /// Ends background work and writes a last checkpoint; called when the daemon stops.
+    /// Seals the open segment on purpose while writes go on, and returns when all that was written
+    /// before the call is durable and sealed. Nothing happens when there is nothing open.
+    ///
+    /// # Errors
+    /// As [`Volume::stop_append`].
+    pub async fn seal_open(&self) -> Result<Position> {
+        let position = {
+            let mut journal = self.journal.lock();
+            if journal.next.is_some() {
+                if journal.open.as_ref().is_some_and(|open| open.writer.entries() > 0) {
+                    self.roll(&mut journal);
+                }
+            } else {
+                self.close_open(&mut journal);
+            }
+            journal.end
+        };
+        self.flush_log().await?;
+        self.wait_sealed_through(position.sequence()).await?;
+        Ok(position)
+    }
+
+    /// Ends background work and writes a last checkpoint; called when the daemon stops. The volume
+    /// takes no request afterwards.
     ///
     /// # Errors
     /// As [`Volume::stop_append`].
     pub async fn close(&self) -> Result<()> {
-        unbuilt()
+        self.stop_append().await?;
+        let result = self.checkpoint_local().await;
+        self.closing.store(true, Ordering::Release);
+        self.work.notify_waiters();
+        result.map(|_written| ())
     }
 }
 
@@ -123,37 +195,78 @@ impl Volume {
     /// has moved: route anew.
     #[must_use]
     pub fn is_appending(&self) -> bool {
-        false
+        self.appending.load(Ordering::Acquire)
     }
 
     /// The end of the log here.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position::default()
+        self.journal.lock().position()
     }
 
-    /// The end of the durable log here.
+    /// The end of the sealed log here: what followers can have.
     #[must_use]
-    pub fn durable_position(&self) -> Position {
-        Position::default()
+    pub fn sealed_position(&self) -> Position {
+        let journal = self.journal.lock();
+        let sealed = journal.log.values().take_while(|known| known.segment.sealed().is_some());
+        sealed.last().map_or(self.map.read().base, |last| Position {
+            segment: Some(last.segment.name),
+            entries: last.entries,
+            chain_crc: last.chain_crc,
+        })
     }
 
     /// Its size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        0
+        self.size.load(Ordering::Acquire)
     }
 
     /// What forwarding sessions have applied.
     #[must_use]
     pub fn sessions(&self) -> SessionTable {
-        SessionTable::new()
+        self.journal.lock().sessions.clone()
     }
 
-    /// Figures for status.
+    /// Forgets a session that has ended: its late requests are refused with `Closed`.
+    pub fn end_session(&self, session: SessionId) {
+        self.journal.lock().sessions.remove(&session);
+        self.session_news.notify_waiters();
+    }
+
+    /// Figures for status; walks over all segments.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
-        VolumeStats::default()
+        let mut stats = VolumeStats {
+            unsynced_bytes: self.journal.lock().unsynced_bytes,
+            ..VolumeStats::default()
+        };
+        let mut elsewhere = Vec::new();
+        for (segment, live_pages) in self.map.read().live() {
+            let bytes = u64::from(live_pages) * 4096;
+            stats.segments += 1;
+            stats.live_bytes += bytes;
+            if segment.is_stored() {
+                stats.stored_bytes += bytes;
+            }
+            if segment.has_file() {
+                stats.resident_bytes += bytes;
+            } else {
+                elsewhere.push(segment.name);
+            }
+        }
+        for name in elsewhere {
+            let id = pannier_core::ids::SegmentId { volume: self.id, name };
+            stats.resident_bytes += u64::from(self.context.cache.pages_of(id).len()) * 4096;
+        }
+        stats
+    }
+
+    /// A handle of its own.
+    pub(crate) fn this(&self) -> Result<Arc<Self>> {
+        self.this
+            .upgrade()
+            .ok_or_else(|| Error::new(ErrorKind::Closed, "the volume is being closed"))
     }
 }
 
@@ -162,7 +275,7 @@ impl Volume {
 pub struct VolumeStats {
     /// Live data that the map names.
     pub live_bytes: u64,
-    /// Of these, what is here.
+    /// Of these, what is here; pages in the line cache that are dead by now count too.
     pub resident_bytes: u64,
     /// Of these, what the site's store holds.
     pub stored_bytes: u64,
@@ -170,260 +283,4 @@ pub struct VolumeStats {
     pub unsynced_bytes: u64,
     /// Number of segments with live data.
     pub segments: u64,
-}
-
-/// The guest's path: as [`crate::port::BlockDevice`], while it appends. Every method fails with
-/// `Closed` when the volume does not append.
-impl Volume {
-    /// As [`crate::port::BlockDevice::try_read`].
-    ///
-    /// # Errors
-    /// As [`Volume::read`].
-    pub fn try_read(&self, offset: u64, into: &mut [u8]) -> Result<bool> {
-        let _ = (offset, into);
-        unbuilt()
-    }
-
-    /// As [`crate::port::BlockDevice::try_write`].
-    ///
-    /// # Errors
-    /// As [`Volume::write`].
-    pub fn try_write(&self, writes: &[WriteRequest<'_>]) -> Result<usize> {
-        let _ = writes;
-        unbuilt()
-    }
-
-    /// Reads `into.len()` bytes.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Closed`, `Unavailable` when nothing can fetch.
-    pub async fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let _ = (offset, into);
-        unbuilt()
-    }
-
-    /// Writes; with `fua` durable.
-    ///
-    /// # Errors
-    /// `NoSpace`, `Closed`, `Unavailable` when the disk failed.
-    pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<()> {
-        let _ = (offset, data, fua);
-        unbuilt()
-    }
-
-    /// Makes every write that returned before durable.
-    ///
-    /// # Errors
-    /// As [`Volume::write`].
-    pub async fn flush(&self) -> Result<()> {
-        unbuilt()
-    }
-
-    /// Discards a range.
-    ///
-    /// # Errors
-    /// As [`Volume::write`].
-    pub async fn discard(&self, offset: u64, length: u64, fua: bool) -> Result<()> {
-        let _ = (offset, length, fua);
-        unbuilt()
-    }
-
-    /// Zeroes a range.
-    ///
-    /// # Errors
-    /// As [`Volume::write`].
-    pub async fn write_zeroes(
-        &self,
-        offset: u64,
-        length: u64,
-        allocate: bool,
-        fua: bool,
-    ) -> Result<()> {
-        let _ = (offset, length, allocate, fua);
-        unbuilt()
-    }
-
-    /// States of a range.
-    ///
-    /// # Errors
-    /// As [`Volume::read`].
-    pub async fn block_status(
-        &self,
-        offset: u64,
-        length: u64,
-        extents_max: usize,
-    ) -> Result<Vec<StatusExtent>> {
-        let _ = (offset, length, extents_max);
-        unbuilt()
-    }
-
-    /// Asks that a range become resident; returns when it is.
-    ///
-    /// # Errors
-    /// As [`Volume::read`].
-    pub async fn cache(&self, offset: u64, length: u64) -> Result<()> {
-        let _ = (offset, length);
-        unbuilt()
-    }
-
-    /// Changes the size; a multiple of 512. Only growth is for guests, but shrinking is recorded
-    /// alike.
-    ///
-    /// # Errors
-    /// `Invalid`, or as [`Volume::write`].
-    pub async fn resize(&self, size_bytes: u64) -> Result<()> {
-        let _ = size_bytes;
-        unbuilt()
-    }
-
-    /// Applies a forwarded request once: the changes and the mark of `(session, number)` go into the
-    /// log together, and are durable when this returns. A request that was applied before (also at a
-    /// former owner) is not applied again.
-    ///
-    /// # Errors
-    /// As [`Volume::write`]; then it was not applied.
-    pub async fn write_in_session(
-        &self,
-        session: SessionId,
-        number: RequestNumber,
-        operations: &[Operation],
-    ) -> Result<()> {
-        let _ = (session, number, operations);
-        unbuilt()
-    }
-
-    /// Forgets a session that has ended: its late requests are refused with `Closed`.
-    pub fn end_session(&self, session: SessionId) {
-        let _ = session;
-    }
-}
-
-/// The log for followers, the data for peers.
-impl Volume {
-    /// Durable entries behind `position`, about `bytes_max` of them at most; waits up to
-    /// [`crate::limits::LOG_WAIT_MS`] when there are none.
-    ///
-    /// # Errors
-    /// `NotFound` when the log no longer reaches back to `position`: begin again from
-    /// [`Volume::checkpoint_root`]. `Invalid` when `position` is of another log.
-    pub async fn log_since(&self, position: Position, bytes_max: usize) -> Result<LogBatch> {
-        let _ = (position, bytes_max);
-        unbuilt()
-    }
-
-    /// Applies a batch on a follower; sealed segments' metadata is durable when it returns, so that a
-    /// crash right behind GRANT recovers. Items that lie before the own position are skipped.
-    ///
-    /// # Errors
-    /// `Invalid` when the batch does not continue the own log, `Corrupt`, `NoSpace`.
-    pub async fn apply_log(&self, batch: &LogBatch) -> Result<Position> {
-        let _ = batch;
-        unbuilt()
-    }
-
-    /// The newest local checkpoint's root object. Its pages are [`Volume::checkpoint_page`].
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn checkpoint_root(&self) -> Result<Bytes> {
-        unbuilt()
-    }
-
-    /// A map page of the newest local checkpoint.
-    ///
-    /// # Errors
-    /// `NotFound` when a newer checkpoint has replaced it: begin again.
-    pub async fn checkpoint_page(&self, hash: ObjectHash) -> Result<Bytes> {
-        let _ = hash;
-        unbuilt()
-    }
-
-    /// Segments that the map names, in the order of the log.
-    #[must_use]
-    pub fn live_segments(&self) -> Vec<LiveSegment> {
-        Vec::new()
-    }
-
-    /// Pages of a segment that the map names.
-    #[must_use]
-    pub fn live_pages(&self, segment: SegmentName) -> PageRuns {
-        let _ = segment;
-        PageRuns::new()
-    }
-
-    /// Pages of a segment that the map names and that are not resident here.
-    #[must_use]
-    pub fn missing_pages(&self, segment: SegmentName) -> PageRuns {
-        let _ = segment;
-        PageRuns::new()
-    }
-
-    /// Pages that the range of the disk needs and that are not resident here, per segment, in disk
-    /// order: what run-ahead fetches.
-    #[must_use]
-    pub fn missing_in_range(&self, offset: u64, length: u64) -> Vec<(SegmentName, PageRuns)> {
-        let _ = (offset, length);
-        Vec::new()
-    }
-
-    /// Bytes of pages, one behind the other, verified: from the segment's file, the line cache or the
-    /// own site's store, never from a peer. Bytes of an open segment are served only when durable.
-    ///
-    /// # Errors
-    /// `NotFound` when they are not here, `Corrupt`.
-    pub async fn read_pages(&self, segment: SegmentName, pages: &PageRuns) -> Result<Bytes> {
-        let _ = (segment, pages);
-        unbuilt()
-    }
-
-    /// Verifies pages against the segment's block table and keeps them in the line cache.
-    ///
-    /// # Errors
-    /// `Corrupt` when a page is not what the table says (none is then kept), `NoSpace`, or as
-    /// [`Volume::segment_meta`].
-    pub async fn insert_pages(
-        &self,
-        segment: SegmentName,
-        pages: &PageRuns,
-        bytes: &[u8],
-    ) -> Result<()> {
-        let _ = (segment, pages, bytes);
-        unbuilt()
-    }
-
-    /// The encoded `SegmentMeta` of a sealed segment that is here.
-    ///
-    /// # Errors
-    /// `NotFound` when it is not here or not sealed.
-    pub async fn segment_meta(&self, segment: SegmentName) -> Result<Bytes> {
-        let _ = segment;
-        unbuilt()
-    }
-
-    /// Key of the segment's object in the site's store, when it is stored there.
-    #[must_use]
-    pub fn stored_key(&self, segment: SegmentName) -> Option<String> {
-        let _ = segment;
-        None
-    }
-
-    /// Encodes a sealed segment's live pages and stores the object in the site's store, durably; they
-    /// all are resident here. Nothing is done when it is stored already. Returns the bytes sent.
-    ///
-    /// # Errors
-    /// `NotFound` when a page is not resident, `Unavailable` or `NoSpace` of the store.
-    pub async fn store_segment(&self, segment: SegmentName) -> Result<u64> {
-        let _ = segment;
-        unbuilt()
-    }
-
-    /// Writes a checkpoint: pages and root locally, durable; then, once every segment it names is
-    /// stored, to the site's store, and publishes it. Returns the root's hash, and whether it is
-    /// published.
-    ///
-    /// # Errors
-    /// `NoSpace`, `Unavailable`; the former checkpoint stays.
-    pub async fn checkpoint(&self) -> Result<(ObjectHash, bool)> {
-        unbuilt()
-    }
 }

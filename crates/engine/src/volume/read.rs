@@ -1,0 +1,344 @@
+//! The guest's reads: a short look at the map, then the page cache; waiting only where that misses.
+//!
+//! A page's address never means other bytes, so nothing is held while bytes are read: at worst the
+//! address is gone (overwritten and recycled meanwhile), and then the map is asked again.
+
+use super::Volume;
+use super::journal::stopped;
+use super::segment::{Segment, blocking};
+use crate::error::{Error, ErrorKind, Result};
+use crate::port::{Class, ExtentState, StatusExtent};
+use futures::future::try_join_all;
+use pannier_core::format::segment::PAGE_BYTES;
+use pannier_core::ids::SegmentId;
+use pannier_core::map::Target;
+use pannier_core::units::{BLOCK_BYTES, BlockIndex, PageIndex};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Runs that one look at the map takes; a more fragmented range takes several.
+const PIECES_MAX: usize = 16;
+
+/// Times that a read asks the map and the fetcher again before it gives up.
+const ROUNDS_MAX: usize = 8;
+
+/// A part of a read that is zero, or lies in one piece in one segment.
+struct Piece {
+    /// Where it goes in the reader's buffer.
+    into: Range<usize>,
+    /// The segment and the byte in its file; `None` reads as zero.
+    from: Option<(Arc<Segment>, u64)>,
+}
+
+/// A few pieces, without allocation.
+#[derive(Default)]
+struct Pieces {
+    pieces: [Option<Piece>; PIECES_MAX],
+    count: usize,
+}
+
+impl Volume {
+    /// As [`crate::port::BlockDevice::try_read`].
+    ///
+    /// # Errors
+    /// As [`Volume::read`].
+    pub fn try_read(&self, offset: u64, into: &mut [u8]) -> Result<bool> {
+        if !self.is_appending() {
+            return Err(stopped());
+        }
+        Ok(self.read_inline(offset, into))
+    }
+
+    /// Reads `into.len()` bytes.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Closed`, `Unavailable` when nothing can fetch.
+    pub async fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        if self.try_read(offset, into)? {
+            return Ok(());
+        }
+        self.counters.reads_waited.increment(1);
+        self.read_waiting(offset, into, Class::Demand).await
+    }
+
+    /// Reads what needs no waiting; `false` when something would.
+    pub(super) fn read_inline(&self, offset: u64, into: &mut [u8]) -> bool {
+        let mut at = 0;
+        while at < into.len() {
+            let mut found = Pieces::default();
+            at = self.look_up(offset, at, into.len(), &mut found);
+            for piece in found.pieces.iter().take(found.count).flatten() {
+                let into = &mut into[piece.into.clone()];
+                let read = match &piece.from {
+                    None => {
+                        into.fill(0);
+                        true
+                    }
+                    Some((segment, byte)) => self.read_piece_inline(segment, *byte, into),
+                };
+                if !read {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn read_piece_inline(&self, segment: &Arc<Segment>, byte: u64, into: &mut [u8]) -> bool {
+        let pages = pages_of(byte, into.len());
+        if let Some(file) = &*segment.file()
+            && segment.is_good(PageIndex(pages.start), pages.end - pages.start)
+        {
+            return file.read_cached(into, byte).is_ok_and(|read| read == into.len());
+        }
+        self.context.cache.read_cached(self.segment_id(segment), byte, into)
+    }
+
+    pub(super) fn segment_id(&self, segment: &Segment) -> SegmentId {
+        SegmentId { volume: self.id, name: segment.name }
+    }
+
+    /// Finds pieces of the range from `at` on, and returns how far they reach. Positions count from
+    /// `offset`.
+    fn look_up(&self, offset: u64, at: usize, length: usize, found: &mut Pieces) -> usize {
+        let (start, end) = (offset + at as u64, offset + length as u64);
+        let first = start / BLOCK_BYTES;
+        let count = (end.div_ceil(BLOCK_BYTES) - first).min(u64::from(u32::MAX)) as u32;
+        let mut reached = start;
+        let state = self.map.read();
+        for run in state.map.lookup(BlockIndex(first), count) {
+            if found.count == PIECES_MAX {
+                break;
+            }
+            let run_start = run.first_block.byte_offset();
+            let run_end = (run_start + u64::from(run.count) * BLOCK_BYTES).min(end);
+            let from = match run.target {
+                Target::Data(index, page) => state
+                    .segment(index)
+                    .map(|segment| (Arc::clone(segment), page.byte_offset() + reached - run_start)),
+                Target::Zero | Target::Hole => None,
+            };
+            let into = (reached - offset) as usize..(run_end - offset) as usize;
+            found.pieces[found.count] = Some(Piece { into, from });
+            found.count += 1;
+            reached = run_end;
+        }
+        drop(state);
+        if found.count < PIECES_MAX && reached < end {
+            // Behind the volume's end there is nothing.
+            let into = (reached - offset) as usize..length;
+            found.pieces[found.count] = Some(Piece { into, from: None });
+            found.count += 1;
+            reached = end;
+        }
+        (reached - offset) as usize
+    }
+
+    /// Reads, waiting for the disk and for other hosts where that is needed.
+    pub(super) async fn read_waiting(
+        &self,
+        offset: u64,
+        into: &mut [u8],
+        class: Class,
+    ) -> Result<()> {
+        let mut pending = vec![0..into.len()];
+        for _ in 0..ROUNDS_MAX {
+            let mut missing = Vec::new();
+            let mut again = Vec::new();
+            for range in pending {
+                let mut at = range.start;
+                while at < range.end {
+                    let mut found = Pieces::default();
+                    at = self.look_up(offset, at, range.end, &mut found);
+                    for piece in found.pieces.into_iter().flatten() {
+                        let Some((segment, byte)) = piece.from else {
+                            into[piece.into].fill(0);
+                            continue;
+                        };
+                        let buffer = &mut into[piece.into.clone()];
+                        let absent = self.read_piece(&segment, byte, buffer).await?;
+                        if !absent.is_empty() {
+                            missing.push((segment, absent));
+                            again.push(piece.into);
+                        }
+                    }
+                }
+            }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            self.fetch_all(missing, class).await?;
+            pending = again;
+        }
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "volume {}: bytes {offset}+{} were fetched and are not here; is the cache's bound \
+                 too small?",
+                self.id,
+                into.len()
+            ),
+        ))
+    }
+
+    /// Fetches what is missing, all at once.
+    pub(super) async fn fetch_all(
+        &self,
+        missing: Vec<(Arc<Segment>, Vec<Range<u32>>)>,
+        class: Class,
+    ) -> Result<()> {
+        let fetch = self.context.fetch()?;
+        let this = self.this()?;
+        let mut wanted: std::collections::BTreeMap<_, Vec<Range<u32>>> = Default::default();
+        for (segment, runs) in missing {
+            wanted.entry(segment.name).or_default().extend(runs);
+        }
+        let fetches = wanted.into_iter().map(|(name, runs)| {
+            let runs = super::data::normal(runs);
+            self.counters.pages_missed.increment(super::log::pages_in(&runs).into());
+            fetch.pages(&this, name, runs, class)
+        });
+        try_join_all(fetches).await.map(|_all| ())
+    }
+
+    /// Reads a piece; returns the pages that are not here, or not as their hash says.
+    async fn read_piece(
+        &self,
+        segment: &Arc<Segment>,
+        byte: u64,
+        into: &mut [u8],
+    ) -> Result<Vec<Range<u32>>> {
+        if self.read_piece_inline(segment, byte, into) {
+            return Ok(Vec::new());
+        }
+        let pages = pages_of(byte, into.len());
+        let (this, wanted, run) = (self.this()?, Arc::clone(segment), pages.clone());
+        let (bytes, absent) = blocking(move || this.load_pages(&wanted, run)).await?;
+        if absent.is_empty() {
+            let skip = (byte - PageIndex(pages.start).byte_offset()) as usize;
+            into.copy_from_slice(&bytes[skip..skip + into.len()]);
+        }
+        Ok(absent)
+    }
+
+    /// Reads pages from the segment's file, else from the line cache, and verifies them; blocks.
+    /// Returns them, and which of them are not here or not good: their bytes mean nothing.
+    pub(super) fn load_pages(
+        &self,
+        segment: &Arc<Segment>,
+        pages: Range<u32>,
+    ) -> Result<(Vec<u8>, Vec<Range<u32>>)> {
+        let count = (pages.end - pages.start) as usize;
+        let mut bytes = vec![0; count * PAGE_BYTES];
+        let mut absent = Vec::new();
+        let meta = self.local_meta(segment)?;
+        let verify = |page: PageIndex, block: &[u8]| match &meta {
+            Some(meta) => meta.verify(page, block, &self.context.key),
+            None if segment.sealed().is_some() => false,
+            None => {
+                let early = segment.early_hash(page);
+                early.is_none_or(|hash| hash == self.context.key.block(block))
+            }
+        };
+        let id = self.segment_id(segment);
+        let file = segment.file().clone();
+        if let Some(file) = &file
+            && let Err(error) = file.read_at(&mut bytes, PageIndex(pages.start).byte_offset())
+        {
+            tracing::warn!(segment = %id, %error, "a segment file cannot be read");
+            bytes.fill(0);
+        }
+        for (page, block) in pages.map(PageIndex).zip(bytes.chunks_exact_mut(PAGE_BYTES)) {
+            if file.is_some() && segment.is_good(page, 1) {
+                if verify(page, block) {
+                    continue;
+                }
+                if !segment.has_file() {
+                    // The file was given away meanwhile.
+                    absent.push(page.0..page.0 + 1);
+                    continue;
+                }
+                tracing::warn!(segment = %id, page = page.0, "a block on the disk is damaged");
+                segment.mark_bad(page);
+            }
+            if self.context.cache.read(id, page, block) {
+                if verify(page, block) {
+                    continue;
+                }
+                tracing::warn!(segment = %id, page = page.0, "a cached block is damaged");
+                self.context.cache.remove_page(id, page);
+            }
+            absent.push(page.0..page.0 + 1);
+        }
+        Ok((bytes, super::data::normal(absent)))
+    }
+
+    /// States of a range.
+    ///
+    /// # Errors
+    /// As [`Volume::read`].
+    pub async fn block_status(
+        &self,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<StatusExtent>> {
+        if !self.is_appending() {
+            return Err(stopped());
+        }
+        let end = offset + length;
+        let mut extents: Vec<StatusExtent> = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let first = at / BLOCK_BYTES;
+            let count = (end.div_ceil(BLOCK_BYTES) - first).min(u64::from(u32::MAX >> 1)) as u32;
+            let before = at;
+            let state = self.map.read();
+            for run in state.map.lookup(BlockIndex(first), count) {
+                let run_end = run.first_block.byte_offset() + u64::from(run.count) * BLOCK_BYTES;
+                let kind = match run.target {
+                    Target::Data(..) => ExtentState::Data,
+                    Target::Zero => ExtentState::Zero,
+                    Target::Hole => ExtentState::Hole,
+                };
+                let length = run_end.min(end) - at;
+                at += length;
+                match extents.last_mut() {
+                    Some(last) if last.state == kind => last.length += length,
+                    _ if extents.len() == extents_max => return Ok(extents),
+                    _ => extents.push(StatusExtent { length, state: kind }),
+                }
+            }
+            if at == before {
+                break;
+            }
+        }
+        Ok(extents)
+    }
+
+    /// Asks that a range become resident; returns when it is.
+    ///
+    /// # Errors
+    /// As [`Volume::read`].
+    pub async fn cache(&self, offset: u64, length: u64) -> Result<()> {
+        if !self.is_appending() {
+            return Err(stopped());
+        }
+        let missing: Vec<_> = {
+            let named = self.missing_in_range(offset, length);
+            let state = self.map.read();
+            let known = named.into_iter();
+            known.filter_map(|(name, runs)| Some((Arc::clone(state.named(name)?), runs))).collect()
+        };
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.fetch_all(missing, Class::RunAhead).await
+    }
+}
+
+/// The pages that bytes of a segment file lie in.
+fn pages_of(byte: u64, length: usize) -> Range<u32> {
+    let end = byte + length as u64;
+    (byte / BLOCK_BYTES) as u32..end.div_ceil(BLOCK_BYTES) as u32
+}

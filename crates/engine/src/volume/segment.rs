@@ -1,0 +1,286 @@
+//! One segment of a volume as this host has it: its file, its seal, what is known of its blocks.
+
+use super::Volume;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
+use crate::pool::PoolFile;
+use arc_swap::{ArcSwapOption, Guard};
+use pannier_core::format::segment::{Recovered, SegmentMeta, recover};
+use pannier_core::ids::{BlockHash, HashKey, SegmentHash, SegmentName};
+use pannier_core::map::PageSet;
+use pannier_core::units::PageIndex;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// What a seal says of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    /// Its identity.
+    pub(crate) hash: SegmentHash,
+    /// Its entries.
+    pub(crate) entries: u32,
+}
+
+/// Hashes of an unsealed segment's data pages, as far as they are computed, in page order.
+#[derive(Debug, Default)]
+pub(super) struct Hashed {
+    /// Entries whose data is hashed.
+    pub(super) entries: u32,
+    /// Pages and their hashes.
+    pub(super) pages: Vec<(PageIndex, BlockHash)>,
+}
+
+/// One segment of a volume as this host has it.
+pub(crate) struct Segment {
+    /// Its name.
+    pub(crate) name: SegmentName,
+    file: ArcSwapOption<PoolFile>,
+    sealed: OnceLock<Sealed>,
+    stored: AtomicBool,
+    /// While it is not sealed.
+    pub(super) hashed: Mutex<Hashed>,
+    /// Pages of the file that are not what the block table says.
+    bad: Mutex<PageSet>,
+    has_bad: AtomicBool,
+}
+
+impl Segment {
+    /// A segment with a file, or without.
+    pub(super) fn new(name: SegmentName, file: Option<Arc<PoolFile>>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            file: ArcSwapOption::from(file),
+            sealed: OnceLock::new(),
+            stored: AtomicBool::new(false),
+            hashed: Mutex::default(),
+            bad: Mutex::default(),
+            has_bad: AtomicBool::new(false),
+        })
+    }
+
+    /// Its file, when it is here whole.
+    pub(super) fn file(&self) -> Guard<Option<Arc<PoolFile>>> {
+        self.file.load()
+    }
+
+    /// Gives it a file, or takes it away.
+    pub(super) fn set_file(&self, file: Option<Arc<PoolFile>>) -> Option<Arc<PoolFile>> {
+        self.file.swap(file)
+    }
+
+    /// Whether a file holds it whole.
+    pub(crate) fn has_file(&self) -> bool {
+        self.file.load().is_some()
+    }
+
+    /// What its seal says, once it is sealed.
+    pub(crate) fn sealed(&self) -> Option<Sealed> {
+        self.sealed.get().copied()
+    }
+
+    /// Notes its seal. Sealing again with the same hash is the same seal.
+    pub(super) fn set_sealed(&self, sealed: Sealed) {
+        let known = *self.sealed.get_or_init(|| sealed);
+        assert_eq!(known.hash, sealed.hash, "segment {} has one seal", self.name);
+        *self.hashed.lock() = Hashed::default();
+    }
+
+    /// Whether the site's store has every page of it that is live.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.stored.load(Ordering::Acquire)
+    }
+
+    /// Notes whether the site's store has it.
+    pub(crate) fn set_stored(&self, stored: bool) {
+        self.stored.store(stored, Ordering::Release);
+    }
+
+    /// Whether the file's copy of a run of pages may be used.
+    pub(super) fn is_good(&self, first: PageIndex, count: u32) -> bool {
+        !self.has_bad.load(Ordering::Acquire) || {
+            let bad = self.bad.lock();
+            (0..count).all(|n| !bad.contains(first.plus(n)))
+        }
+    }
+
+    /// Notes that the file's copy of a page is not what the block table says.
+    pub(super) fn mark_bad(&self, page: PageIndex) {
+        self.bad.lock().insert(page, 1);
+        self.has_bad.store(true, Ordering::Release);
+    }
+
+    /// Hash of a page of an unsealed segment, when it is computed.
+    pub(super) fn early_hash(&self, page: PageIndex) -> Option<BlockHash> {
+        let hashed = self.hashed.lock();
+        let at = hashed.pages.binary_search_by_key(&page, |(page, _)| *page).ok()?;
+        Some(hashed.pages[at].1)
+    }
+}
+
+/// Decoded metadata of a few sealed segments: the latest used.
+#[derive(Default)]
+pub(super) struct Metas {
+    recent: VecDeque<(SegmentName, Arc<SegmentMeta>)>,
+}
+
+impl Metas {
+    fn get(&mut self, name: SegmentName) -> Option<Arc<SegmentMeta>> {
+        let at = self.recent.iter().position(|(known, _)| *known == name)?;
+        let found = self.recent.remove(at)?;
+        let meta = Arc::clone(&found.1);
+        self.recent.push_back(found);
+        Some(meta)
+    }
+
+    pub(super) fn put(&mut self, name: SegmentName, meta: Arc<SegmentMeta>) {
+        self.recent.retain(|(known, _)| *known != name);
+        if self.recent.len() >= limits::METAS_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((name, meta));
+    }
+
+    pub(super) fn forget(&mut self, name: SegmentName) {
+        self.recent.retain(|(known, _)| *known != name);
+    }
+}
+
+/// Reads a segment file as recovery does.
+pub(super) fn read_segment(file: &PoolFile, key: &HashKey) -> Result<Recovered> {
+    let mut header = vec![0; 4096];
+    let what = || format!("read segment file {}", file.path().display());
+    file.read_at(&mut header, 0).map_err(|e| Error::io(what(), e))?;
+    recover::<io::Error>(&header, key, |page, into| read_or_zero(file, into, page))
+        .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}: {e}", what())).with_source(e))
+}
+
+/// Fills a buffer from a page on; what lies behind the end of a file that was cut off is zero.
+fn read_or_zero(file: &PoolFile, into: &mut [u8], page: PageIndex) -> io::Result<()> {
+    let length = file.length()?;
+    let offset = page.byte_offset();
+    let there = length.saturating_sub(offset).min(into.len() as u64) as usize;
+    into[there..].fill(0);
+    file.read_at(&mut into[..there], offset)
+}
+
+impl Volume {
+    /// Where a segment's file is.
+    pub(super) fn segment_path(&self, name: SegmentName) -> PathBuf {
+        self.dir.join("segments").join(name.to_string())
+    }
+
+    /// Where the metadata of a segment without file is.
+    pub(super) fn index_path(&self, name: SegmentName) -> PathBuf {
+        self.dir.join("index").join(name.to_string())
+    }
+
+    /// A sealed segment's metadata from this host's files; blocks.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unavailable`. `None` when it is not here.
+    pub(super) fn local_meta(&self, segment: &Segment) -> Result<Option<Arc<SegmentMeta>>> {
+        if let Some(meta) = self.metas.lock().get(segment.name) {
+            return Ok(Some(meta));
+        }
+        let Some(sealed) = segment.sealed() else { return Ok(None) };
+        let key = &self.context.key;
+        let file = segment.file().clone();
+        let meta = match file.map(|file| read_segment(&file, key)).transpose() {
+            Ok(Some(Recovered::Sealed(found))) => found.meta,
+            Ok(Some(Recovered::Open(_)) | None) | Err(_) => {
+                let path = self.index_path(segment.name);
+                let Some(bytes) = self.context.disk.read_file(&path)? else { return Ok(None) };
+                match SegmentMeta::decode(&bytes, key) {
+                    Ok(meta) => meta,
+                    Err(error) => {
+                        tracing::warn!(path = %path.display(), %error, "index section set aside");
+                        self.set_aside(&path)?;
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        if meta.hash() != sealed.hash {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "segment {}/{} has hash {}, its checkpoint names {}; restore its file or let \
+                     it be fetched again",
+                    self.id,
+                    segment.name,
+                    meta.hash(),
+                    sealed.hash
+                ),
+            ));
+        }
+        let meta = Arc::new(meta);
+        self.metas.lock().put(segment.name, Arc::clone(&meta));
+        Ok(Some(meta))
+    }
+
+    /// A sealed segment's metadata, from here or fetched; then it is kept here.
+    ///
+    /// # Errors
+    /// As [`Volume::local_meta`] and the fetch hook.
+    pub(super) async fn meta_of(&self, segment: &Arc<Segment>) -> Result<Arc<SegmentMeta>> {
+        let (this, wanted) = (self.this()?, Arc::clone(segment));
+        if let Some(meta) = self.metas.lock().get(segment.name) {
+            return Ok(meta);
+        }
+        if let Some(meta) = blocking(move || this.local_meta(&wanted)).await? {
+            return Ok(meta);
+        }
+        let Some(sealed) = segment.sealed() else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("segment {}/{} is not sealed yet", self.id, segment.name),
+            ));
+        };
+        let bytes = self.context.fetch()?.meta(self.id, segment.name).await?;
+        let meta = SegmentMeta::decode(&bytes, &self.context.key);
+        let meta = meta.ok().filter(|meta| meta.hash() == sealed.hash).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("fetched metadata of segment {}/{} is damaged", self.id, segment.name),
+            )
+        })?;
+        let (this, path) = (self.this()?, self.index_path(segment.name));
+        blocking(move || this.context.replace_file(&path, &bytes)).await?;
+        let meta = Arc::new(meta);
+        self.metas.lock().put(segment.name, Arc::clone(&meta));
+        Ok(meta)
+    }
+
+    /// Moves a file of the volume to where nothing reads it, under its name.
+    pub(super) fn set_aside(&self, path: &std::path::Path) -> Result<()> {
+        let aside = self.dir.join("aside");
+        self.context.disk.create_dir(&aside)?;
+        let name = path.file_name().unwrap_or_default();
+        let mut to = aside.join(name);
+        let mut number = 1;
+        while to.exists() {
+            let mut numbered = name.to_owned();
+            numbered.push(format!(".{number}"));
+            to = aside.join(numbered);
+            number += 1;
+        }
+        self.context.disk.rename(path, &to)
+    }
+}
+
+/// Runs what waits for the disk on a thread for that.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => {
+            Err(Error::new(ErrorKind::Closed, "the daemon is shutting down").with_source(error))
+        }
+    }
+}
