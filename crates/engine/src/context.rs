@@ -7,8 +7,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::pool::Pool;
 use crate::port::{Class, Objects};
+use crate::residency::Residency;
 use crate::volume::Volume;
 use crate::volume::log::PageRuns;
+use crate::volume::seal::Sealer;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pannier_core::ids::{Epoch, HashKey, HostId, SegmentName, SiteName, VolumeId};
@@ -135,6 +137,12 @@ pub struct HostContext {
     pub(crate) unsynced: AtomicU64,
     /// Told when `unsynced` falls.
     pub(crate) synced: Notify,
+    /// Hashes and seals.
+    pub(crate) sealer: Sealer,
+    /// Segment files of all volumes.
+    pub(crate) residency: Arc<Residency>,
+    /// Where blocking work is started from any thread.
+    pub(crate) runtime: tokio::runtime::Handle,
     fetch: OnceLock<Arc<dyn Fetch>>,
     publish: OnceLock<Arc<dyn Publish>>,
 }
@@ -148,6 +156,9 @@ impl HostContext {
         let HostOptions { dir, host, site, key, config, objects, disk } = options;
         let pool = Pool::open(&disk, &dir.join("pool"), &config)?;
         let cache = LineCache::open(&disk, &dir.join("cache"), &config)?;
+        let residency = Arc::new(Residency::default());
+        let stored = Arc::clone(&residency);
+        cache.set_may_leave(Box::new(move |segment| stored.is_stored(segment)));
         Ok(Arc::new(Self {
             dir,
             host,
@@ -160,6 +171,9 @@ impl HostContext {
             objects,
             unsynced: AtomicU64::new(0),
             synced: Notify::new(),
+            sealer: Sealer::start(key)?,
+            residency,
+            runtime: tokio::runtime::Handle::current(),
             fetch: OnceLock::new(),
             publish: OnceLock::new(),
         }))
@@ -188,6 +202,12 @@ impl HostContext {
     /// The hook that publishes.
     pub(crate) fn publish(&self) -> Option<&Arc<dyn Publish>> {
         self.publish.get()
+    }
+
+    /// Gives segment files back while the host keeps more than its bound; blocks.
+    pub(crate) fn evict(&self) {
+        let file_bytes = u64::from(self.config.segment_pages) * 4096;
+        self.residency.evict(file_bytes, self.cache.bytes(), self.config.cache_bytes);
     }
 
     /// Directory of a volume's local files.

@@ -185,7 +185,9 @@ impl Disk {
     /// # Errors
     /// `Unavailable`.
     pub fn list(&self, path: &Path) -> Result<Vec<PathBuf>> {
-        let read = || std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect();
+        let read = || -> io::Result<Vec<PathBuf>> {
+            std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()
+        };
         match read() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             other => other

@@ -2,6 +2,7 @@
 //! mover; [`port`] has the traits that stores and exports meet it through.
 
 pub mod cache;
+mod checkpoint;
 pub mod context;
 pub mod directory;
 pub mod disk;
@@ -12,5 +13,7 @@ pub mod message;
 pub mod ownership;
 pub mod pool;
 pub mod port;
+mod residency;
 pub mod status;
+mod upload;
 pub mod volume;

@@ -62,3 +62,42 @@ pub const OWNERSHIP_ASK_SWITCH: std::time::Duration = std::time::Duration::from_
 
 /// Longest wait for the write right in one request.
 pub const OWNERSHIP_RIGHT_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+/// Milliseconds that a forwarded request waits for those before it in its session: they are on the
+/// wire, or their forwarder is gone.
+pub const SESSION_WAIT_MS: u64 = 10_000;
+
+/// Bytes of writes that are appended under one hold of the sequencer: about a millisecond.
+pub const BATCH_BYTES_MAX: usize = 2 << 20;
+
+/// Durable data pages of the open segment that are worth a round of the sealer: 1 MiB, which is also
+/// what is left to hash at a seal.
+pub const HASH_AHEAD_PAGES: u32 = 256;
+
+/// Nice value of the sealer's thread: it yields to whoever serves guests.
+pub const SEALER_NICE: i32 = 10;
+
+/// Segments of one answer to a follower; the answer is bounded in bytes too.
+pub const LOG_BATCH_SEGMENTS_MAX: usize = 64;
+
+/// Seconds of silence after which the log is no longer kept for a follower.
+pub const FOLLOWER_SILENCE_S: u64 = 60;
+
+/// Longest log in segments that is kept for a follower: 8 GiB; one that is further behind begins
+/// again from a checkpoint.
+pub const FOLLOWED_SEGMENTS_MAX: usize = 512;
+
+/// Fewest segments of log behind a checkpoint that make another one worth its while.
+pub const LOG_SEGMENTS_MIN: usize = 4;
+
+/// The log may be so many times as long as the map pages that a checkpoint would write.
+pub const LOG_PER_DIRTY: u64 = 8;
+
+/// Bytes of a map page, at most, for that comparison.
+pub const MAP_PAGE_BYTES: u64 = 32 << 10;
+
+/// Milliseconds between looks at whether background work is due.
+pub const WORK_TICK_MS: u64 = 2_000;
+
+/// Milliseconds without a write after which the open segment is sealed and stored: what the site
+/// holds is then complete.
+pub const IDLE_MS: u64 = 10_000;

@@ -6,15 +6,15 @@ use metrics::{Counter, Gauge};
 pub(crate) struct Counters {
     entries: Counter,
     written: Counter,
-    pub(super) syncs: Counter,
-    pub(super) reads_waited: Counter,
-    pub(super) pages_missed: Counter,
+    pub(crate) syncs: Counter,
+    pub(crate) reads_waited: Counter,
+    pub(crate) pages_missed: Counter,
     pub(crate) uploaded: Counter,
     pub(crate) upload_lag: Gauge,
 }
 
 impl Counters {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             entries: metrics::counter!("pannier_log_entries_total"),
             written: metrics::counter!("pannier_written_bytes_total"),
@@ -26,7 +26,7 @@ impl Counters {
         }
     }
 
-    pub(super) fn wrote(&self, entries: u64, bytes: u64) {
+    pub(crate) fn wrote(&self, entries: u64, bytes: u64) {
         self.entries.increment(entries);
         self.written.increment(bytes);
     }

@@ -37,7 +37,7 @@ impl Volume {
     }
 
     /// Makes durable what the log has, whether the volume appends or not.
-    pub(super) async fn flush_log(&self) -> Result<()> {
+    pub(crate) async fn flush_log(&self) -> Result<()> {
         let tick = {
             let mut journal = self.journal.lock();
             let tick = journal.tick;
@@ -52,7 +52,7 @@ impl Volume {
     }
 
     /// Waits until the log is durable through a tick.
-    pub(super) async fn wait_synced(&self, tick: u64) -> Result<()> {
+    pub(crate) async fn wait_synced(&self, tick: u64) -> Result<()> {
         loop {
             let synced = self.synced.notified();
             tokio::pin!(synced);
@@ -68,7 +68,7 @@ impl Volume {
     }
 
     /// Begins to sync, unless that is under way: what runs looks again when it has ended.
-    pub(super) fn start_sync(&self, journal: &mut MutexGuard<'_, Journal>) {
+    pub(crate) fn start_sync(&self, journal: &mut MutexGuard<'_, Journal>) {
         if journal.syncing || matches!(journal.mode, Mode::Failed(_)) {
             return;
         }
@@ -131,25 +131,24 @@ impl Volume {
                 first.is_some_and(|first| Arc::ptr_eq(&first, &closed)),
                 "closed segments leave in order"
             );
-            if let SealSource::Writer(writer) = &mut *closed.source.lock() {
-                let entries = writer.entries();
-                writer.flush_covers(entries);
+            match &mut *closed.source.lock() {
+                SealSource::Writer(writer) => {
+                    let entries = writer.entries();
+                    writer.flush_covers(entries);
+                }
+                SealSource::Recovered(open) => open.synced(),
+                SealSource::Taken => {}
             }
             self.context.sealer.send(Job::Seal { volume: self.this.clone(), closed });
         }
         if let Some((_, name, entries)) = covers.open {
-            let closed_since = journal.closed.iter().find(|closed| closed.segment.name == name);
-            match (&mut journal.open, closed_since) {
-                (Some(open), _) if open.segment.name == name => {
-                    open.writer.flush_covers(entries);
-                    self.hash_ahead(open);
-                }
-                (_, Some(closed)) => {
-                    if let SealSource::Writer(writer) = &mut *closed.source.lock() {
-                        writer.flush_covers(entries);
-                    }
-                }
-                _ => {}
+            if let Some(open) = journal.open.as_mut().filter(|open| open.segment.name == name) {
+                open.writer.flush_covers(entries);
+                self.hash_ahead(open);
+            } else if let Some(closed) = journal.closed.iter().find(|c| c.segment.name == name)
+                && let SealSource::Writer(writer) = &mut *closed.source.lock()
+            {
+                writer.flush_covers(entries);
             }
         }
         self.synced_tick.store(covers.tick, Ordering::Release);
@@ -178,12 +177,12 @@ impl Volume {
     }
 
     /// Waits until every closed segment is sealed.
-    pub(super) async fn wait_sealed(&self) -> Result<()> {
+    pub(crate) async fn wait_sealed(&self) -> Result<()> {
         self.wait_until(|journal| journal.unsealed == 0).await
     }
 
     /// Waits until the log is sealed through a sequence.
-    pub(super) async fn wait_sealed_through(
+    pub(crate) async fn wait_sealed_through(
         &self,
         through: pannier_core::ids::Sequence,
     ) -> Result<()> {

@@ -23,11 +23,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Slices of one contiguous write: a descriptor and 63 writes of a batch.
-pub(super) const SLICES_MAX: usize = 64;
+pub(crate) const SLICES_MAX: usize = 64;
 
 /// Whether the volume appends.
 #[derive(Debug, Clone)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     /// It stands still or follows.
     Stopped,
     /// It serves guests.
@@ -37,70 +37,72 @@ pub(super) enum Mode {
 }
 
 /// The state under the volume's mutex.
-pub(super) struct Journal {
-    pub(super) mode: Mode,
-    pub(super) epoch: Epoch,
-    pub(super) incarnation: Incarnation,
+pub(crate) struct Journal {
+    pub(crate) mode: Mode,
+    pub(crate) epoch: Epoch,
+    pub(crate) incarnation: Incarnation,
     /// The segment that is appended to.
-    pub(super) open: Option<Open>,
+    pub(crate) open: Option<Open>,
     /// The one behind it.
-    pub(super) next: Option<Prepared>,
+    pub(crate) next: Option<Prepared>,
     /// Whether one is being prepared.
-    pub(super) preparing: bool,
+    pub(crate) preparing: bool,
     /// Why none could be prepared, for the next writer to be told.
-    pub(super) prepare_error: Option<Error>,
+    pub(crate) prepare_error: Option<Error>,
     /// The highest sequence ever used here, so that no name is used twice.
-    pub(super) last_sequence: Sequence,
+    pub(crate) last_sequence: Sequence,
     /// End of the log without the open segment.
-    pub(super) end: Position,
+    pub(crate) end: Position,
     /// The log behind the newest checkpoint, open segment excluded, with the entries of each.
-    pub(super) log: BTreeMap<Sequence, LogSegment>,
+    pub(crate) log: BTreeMap<Sequence, LogSegment>,
     /// Closed segments that are not synced yet, in order.
-    pub(super) closed: VecDeque<Arc<Closed>>,
+    pub(crate) closed: VecDeque<Arc<Closed>>,
     /// Closed segments that are not sealed yet.
-    pub(super) unsealed: usize,
+    pub(crate) unsealed: usize,
     /// Entries appended since the start.
-    pub(super) tick: u64,
+    pub(crate) tick: u64,
     /// Bytes written and not synced.
-    pub(super) unsynced_bytes: u64,
+    pub(crate) unsynced_bytes: u64,
     /// Whether a sync runs, and through which tick somebody waits.
-    pub(super) syncing: bool,
-    pub(super) sync_wanted: u64,
+    pub(crate) syncing: bool,
+    pub(crate) sync_wanted: u64,
     /// What forwarding sessions have applied.
-    pub(super) sessions: SessionTable,
+    pub(crate) sessions: SessionTable,
+    /// The follower that asked last.
+    pub(crate) followed: Option<super::follow::Followed>,
 }
 
 /// A segment of the log that is not open any more.
 #[derive(Clone)]
-pub(super) struct LogSegment {
-    pub(super) segment: Arc<Segment>,
-    pub(super) entries: u32,
-    pub(super) chain_crc: u32,
+pub(crate) struct LogSegment {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) entries: u32,
+    pub(crate) chain_crc: u32,
 }
 
 /// The open segment.
-pub(super) struct Open {
-    pub(super) segment: Arc<Segment>,
-    pub(super) index: SegmentIndex,
-    pub(super) file: Arc<PoolFile>,
-    pub(super) writer: SegmentWriter,
+pub(crate) struct Open {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) index: SegmentIndex,
+    pub(crate) file: Arc<PoolFile>,
+    pub(crate) writer: SegmentWriter,
 }
 
 /// A segment whose header is synced, ready for use.
-pub(super) struct Prepared {
-    pub(super) header: Header,
-    pub(super) file: Arc<PoolFile>,
+pub(crate) struct Prepared {
+    pub(crate) header: Header,
+    pub(crate) file: Arc<PoolFile>,
 }
 
 /// A segment that takes no more entries and is not sealed yet.
-pub(super) struct Closed {
-    pub(super) segment: Arc<Segment>,
-    pub(super) file: Arc<PoolFile>,
-    pub(super) source: parking_lot::Mutex<SealSource>,
+pub(crate) struct Closed {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) file: Arc<PoolFile>,
+    pub(crate) source: parking_lot::Mutex<SealSource>,
 }
 
 /// What a closed segment is sealed from.
-pub(super) enum SealSource {
+pub(crate) enum SealSource {
     /// Its writer.
     Writer(Box<SegmentWriter>),
     /// What recovery found; the number of its entries that count.
@@ -111,7 +113,7 @@ pub(super) enum SealSource {
 
 /// A change of the volume, ready to be appended. Data is whole blocks.
 #[derive(Debug)]
-pub(super) enum Change<'a> {
+pub(crate) enum Change<'a> {
     Data { first_block: BlockIndex, data: std::borrow::Cow<'a, [u8]> },
     Zero { first_block: BlockIndex, count: u32 },
     Discard { first_block: BlockIndex, count: u32 },
@@ -119,7 +121,7 @@ pub(super) enum Change<'a> {
 }
 
 impl Change<'_> {
-    pub(super) fn pages(&self) -> u32 {
+    pub(crate) fn pages(&self) -> u32 {
         match self {
             Self::Data { data, .. } => (data.len() / PAGE_BYTES) as u32,
             Self::Zero { .. } | Self::Discard { .. } | Self::Resize { .. } => 0,
@@ -129,7 +131,7 @@ impl Change<'_> {
 
 /// Why an append has to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
+pub(crate) enum Wait {
     /// Too much is unsynced, or no segment is ready: [`Volume::room`] tells when to try again.
     Room,
     /// Blocks of this byte range are needed and would have to be waited for.
@@ -137,10 +139,10 @@ pub(super) enum Wait {
 }
 
 /// How an append ended.
-pub(super) type Tried<T> = Result<std::result::Result<T, Wait>>;
+pub(crate) type Tried<T> = Result<std::result::Result<T, Wait>>;
 
 impl Journal {
-    pub(super) fn new(end: Position, last_sequence: Sequence, sessions: SessionTable) -> Self {
+    pub(crate) fn new(end: Position, last_sequence: Sequence, sessions: SessionTable) -> Self {
         Self {
             mode: Mode::Stopped,
             epoch: Epoch(0),
@@ -159,11 +161,12 @@ impl Journal {
             syncing: false,
             sync_wanted: 0,
             sessions,
+            followed: None,
         }
     }
 
     /// Fails unless the volume appends.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         match &self.mode {
             Mode::Appending => Ok(()),
             Mode::Stopped => Err(stopped()),
@@ -172,7 +175,7 @@ impl Journal {
     }
 
     /// End of the log.
-    pub(super) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         match &self.open {
             Some(open) if open.writer.entries() > 0 => Position {
                 segment: Some(open.segment.name),
@@ -197,17 +200,17 @@ impl Journal {
     }
 
     /// How the segment behind the end starts.
-    pub(super) fn link(&self) -> Link {
+    pub(crate) fn link(&self) -> Link {
         Link { entries: self.end.entries, chain_crc: self.end.chain_crc }
     }
 }
 
 /// The volume does not append.
-pub(super) fn stopped() -> Error {
+pub(crate) fn stopped() -> Error {
     Error::new(ErrorKind::Closed, "the volume is not appended to on this host; ask its owner")
 }
 
-pub(super) fn map_error(error: MapError) -> Error {
+pub(crate) fn map_error(error: MapError) -> Error {
     Error::new(ErrorKind::Invalid, format!("beyond the volume's end: {error}")).with_source(error)
 }
 
@@ -252,7 +255,7 @@ impl<'a> Gather<'a> {
 /// Appending, under the lock.
 impl Volume {
     /// Appends changes, all or none, joined when `joined` says so, with the mark of a session.
-    pub(super) fn append(
+    pub(crate) fn append(
         &self,
         journal: &mut MutexGuard<'_, Journal>,
         changes: &[Change<'_>],
@@ -268,7 +271,7 @@ impl Volume {
     }
 
     /// Appends to the open segment, which has room.
-    pub(super) fn append_in_place(
+    pub(crate) fn append_in_place(
         &self,
         journal: &mut MutexGuard<'_, Journal>,
         changes: &[Change<'_>],
@@ -301,7 +304,7 @@ impl Volume {
 
     /// Appends as many of the writes as fit into the open segment, as one contiguous write where
     /// possible; they are whole blocks and at least the first has room. Returns how many.
-    pub(super) fn append_batch(
+    pub(crate) fn append_batch(
         &self,
         journal: &mut MutexGuard<'_, Journal>,
         writes: &[crate::port::WriteRequest<'_>],
@@ -368,7 +371,7 @@ impl Volume {
     }
 
     /// Makes sure that the open segment takes so much, moving on to the prepared one if need be.
-    pub(super) fn make_room(
+    pub(crate) fn make_room(
         &self,
         journal: &mut MutexGuard<'_, Journal>,
         entries: u32,
@@ -409,7 +412,7 @@ impl Volume {
     }
 
     /// Closes the open segment, if there is one with entries, and opens the prepared one.
-    pub(super) fn roll(&self, journal: &mut MutexGuard<'_, Journal>) {
+    pub(crate) fn roll(&self, journal: &mut MutexGuard<'_, Journal>) {
         self.close_open(journal);
         let prepared = journal.next.take().expect("a segment is prepared");
         assert!(journal.open.is_none(), "one segment is open at a time");
@@ -422,7 +425,7 @@ impl Volume {
     }
 
     /// Closes the open segment if it has entries: it is synced, hashed and sealed in the background.
-    pub(super) fn close_open(&self, journal: &mut MutexGuard<'_, Journal>) {
+    pub(crate) fn close_open(&self, journal: &mut MutexGuard<'_, Journal>) {
         if journal.open.as_ref().is_none_or(|open| open.writer.entries() == 0) {
             return;
         }
@@ -439,7 +442,7 @@ impl Volume {
     }
 
     /// Begins to prepare the segment behind the open one, if none is and none is being.
-    pub(super) fn start_prepare(&self, journal: &mut MutexGuard<'_, Journal>) {
+    pub(crate) fn start_prepare(&self, journal: &mut MutexGuard<'_, Journal>) {
         if journal.preparing || journal.next.is_some() {
             return;
         }
@@ -465,7 +468,7 @@ impl Volume {
     }
 
     /// The header of the segment behind the open one.
-    pub(super) fn next_header(&self, journal: &mut MutexGuard<'_, Journal>) -> Header {
+    pub(crate) fn next_header(&self, journal: &mut MutexGuard<'_, Journal>) -> Header {
         journal.last_sequence.0 += 1;
         let name = SegmentName {
             sequence: journal.last_sequence,
@@ -482,7 +485,7 @@ impl Volume {
     }
 
     /// A file with a synced header and no seal, in its place.
-    pub(super) fn prepare(&self, header: &Header) -> Result<Prepared> {
+    pub(crate) fn prepare(&self, header: &Header) -> Result<Prepared> {
         let path = self.segment_path(header.name);
         let file = self.context.pool.take(&path)?;
         let mut pages = header.encode().to_vec();
@@ -494,14 +497,14 @@ impl Volume {
     }
 
     /// Gives the file of a segment without entries back.
-    pub(super) fn give_back(&self, file: &PoolFile) {
+    pub(crate) fn give_back(&self, file: &PoolFile) {
         if let Err(error) = self.context.pool.recycle(file) {
             tracing::warn!(volume = %self.id, %error, "an unused segment file stays");
         }
     }
 
     /// Stops acknowledging for good.
-    pub(super) fn fail(&self, journal: &mut MutexGuard<'_, Journal>, error: Error) {
+    pub(crate) fn fail(&self, journal: &mut MutexGuard<'_, Journal>, error: Error) {
         if matches!(journal.mode, Mode::Failed(_)) {
             return;
         }
@@ -533,7 +536,7 @@ fn kind_of(change: &Change<'_>) -> EntryKind {
 }
 
 /// Notes what a session has applied; the table is bounded.
-pub(super) fn note_session(
+pub(crate) fn note_session(
     sessions: &mut SessionTable,
     session: SessionId,
     request: RequestNumber,
@@ -547,12 +550,12 @@ pub(super) fn note_session(
     }
 }
 
-pub(super) fn is_aligned(bytes: u64) -> bool {
+pub(crate) fn is_aligned(bytes: u64) -> bool {
     bytes.is_multiple_of(PAGE_BYTES as u64)
 }
 
 /// What an entry makes of the blocks it names, as the map says it.
-pub(super) fn target_of(index: SegmentIndex, kind: &EntryKind) -> Option<(BlockIndex, u32, Target)> {
+pub(crate) fn target_of(index: SegmentIndex, kind: &EntryKind) -> Option<(BlockIndex, u32, Target)> {
     match *kind {
         EntryKind::Data { first_block, count, page, .. } => {
             Some((first_block, count, Target::Data(index, page)))

@@ -1,7 +1,9 @@
 //! The log as followers and peers see it: positions, batches, live segments, sessions.
 
 use bytes::Bytes;
-use pannier_core::ids::{RequestNumber, SegmentHash, SegmentName, SessionId};
+use pannier_core::ids::{
+    ObjectHash, RequestNumber, SegmentHash, SegmentName, SessionId, VolumeId,
+};
 use pannier_core::units::PageIndex;
 pub use pannier_core::volume::Position;
 use serde::{Deserialize, Serialize};
@@ -81,3 +83,9 @@ pub enum Operation {
 /// All forwarding sessions of a volume, with the highest request that each has applied: a session's
 /// requests are applied in the order of their numbers.
 pub type SessionTable = BTreeMap<SessionId, RequestNumber>;
+
+/// Key in a site's store of a checkpoint object: root, part or map page.
+#[must_use]
+pub fn object_key(volume: VolumeId, object: ObjectHash) -> String {
+    format!("volumes/{volume}/checkpoints/{object}")
+}

@@ -11,7 +11,7 @@ mod counters;
 mod data;
 mod flush;
 mod follow;
-mod journal;
+pub(crate) mod journal;
 pub mod log;
 mod read;
 mod recover;
@@ -31,7 +31,7 @@ use journal::{Journal, Mode};
 use log::{Position, SessionTable};
 use pannier_core::ids::{Epoch, Incarnation, SessionId, VolumeId};
 use parking_lot::{Mutex, RwLock};
-use segment::{Metas, blocking};
+use segment::Metas;
 use state::MapState;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,29 +40,33 @@ use tokio::sync::Notify;
 
 /// A volume on this host.
 pub struct Volume {
-    id: VolumeId,
-    context: Arc<HostContext>,
-    dir: PathBuf,
-    this: Weak<Self>,
+    pub(crate) id: VolumeId,
+    pub(crate) context: Arc<HostContext>,
+    pub(crate) dir: PathBuf,
+    pub(crate) this: Weak<Self>,
     /// Size in bytes.
-    size: AtomicU64,
+    pub(crate) size: AtomicU64,
     /// Mirrors `Journal::mode`, for reads.
-    appending: AtomicBool,
+    pub(crate) appending: AtomicBool,
     /// Taken before `map`, never after it.
-    journal: Mutex<Journal>,
+    pub(crate) journal: Mutex<Journal>,
     pub(crate) map: RwLock<MapState>,
-    metas: Mutex<Metas>,
+    pub(crate) metas: Mutex<Metas>,
     /// Told when writers that waited may try again.
-    room: Notify,
+    pub(crate) room: Notify,
     /// Told when `synced_tick` rose, or the volume failed.
-    synced: Notify,
-    synced_tick: AtomicU64,
+    pub(crate) synced: Notify,
+    pub(crate) synced_tick: AtomicU64,
     /// Told when a segment was sealed, or the log's end changed otherwise.
-    news: Notify,
-    /// Told when background work may be due.
-    pub(crate) work: Notify,
+    pub(crate) news: Notify,
+    /// Whether background work may be due.
+    pub(crate) work_due: AtomicBool,
+    /// Held while the list of stored segments is appended to.
+    pub(crate) stored_file: Mutex<()>,
     /// Told when a session's request was applied.
-    session_news: Notify,
+    pub(crate) session_news: Notify,
+    /// Held while a batch of another host's log is applied.
+    pub(crate) following: tokio::sync::Mutex<()>,
     pub(crate) closing: AtomicBool,
     pub(crate) checkpointer: tokio::sync::Mutex<Checkpointer>,
     pub(crate) counters: Counters,
@@ -172,7 +176,7 @@ impl Volume {
         self.stop_append().await?;
         let result = self.checkpoint_local().await;
         self.closing.store(true, Ordering::Release);
-        self.work.notify_waiters();
+        self.work_due.store(true, Ordering::Release);
         result.map(|_written| ())
     }
 }
@@ -260,6 +264,16 @@ impl Volume {
             stats.resident_bytes += u64::from(self.context.cache.pages_of(id).len()) * 4096;
         }
         stats
+    }
+
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// Entries appended since it was opened.
+    pub(crate) fn tick(&self) -> u64 {
+        self.journal.lock().tick
     }
 
     /// A handle of its own.

@@ -62,7 +62,7 @@ impl Volume {
     }
 
     /// Reads what needs no waiting; `false` when something would.
-    pub(super) fn read_inline(&self, offset: u64, into: &mut [u8]) -> bool {
+    pub(crate) fn read_inline(&self, offset: u64, into: &mut [u8]) -> bool {
         let mut at = 0;
         while at < into.len() {
             let mut found = Pieces::default();
@@ -94,7 +94,7 @@ impl Volume {
         self.context.cache.read_cached(self.segment_id(segment), byte, into)
     }
 
-    pub(super) fn segment_id(&self, segment: &Segment) -> SegmentId {
+    pub(crate) fn segment_id(&self, segment: &Segment) -> SegmentId {
         SegmentId { volume: self.id, name: segment.name }
     }
 
@@ -135,7 +135,7 @@ impl Volume {
     }
 
     /// Reads, waiting for the disk and for other hosts where that is needed.
-    pub(super) async fn read_waiting(
+    pub(crate) async fn read_waiting(
         &self,
         offset: u64,
         into: &mut [u8],
@@ -182,7 +182,7 @@ impl Volume {
     }
 
     /// Fetches what is missing, all at once.
-    pub(super) async fn fetch_all(
+    pub(crate) async fn fetch_all(
         &self,
         missing: Vec<(Arc<Segment>, Vec<Range<u32>>)>,
         class: Class,
@@ -223,7 +223,7 @@ impl Volume {
 
     /// Reads pages from the segment's file, else from the line cache, and verifies them; blocks.
     /// Returns them, and which of them are not here or not good: their bytes mean nothing.
-    pub(super) fn load_pages(
+    pub(crate) fn load_pages(
         &self,
         segment: &Arc<Segment>,
         pages: Range<u32>,
@@ -303,9 +303,10 @@ impl Volume {
                 };
                 let length = run_end.min(end) - at;
                 at += length;
+                let full = extents.len() == extents_max;
                 match extents.last_mut() {
                     Some(last) if last.state == kind => last.length += length,
-                    _ if extents.len() == extents_max => return Ok(extents),
+                    _ if full => return Ok(extents),
                     _ => extents.push(StatusExtent { length, state: kind }),
                 }
             }

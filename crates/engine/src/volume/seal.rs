@@ -12,6 +12,7 @@ use crate::limits;
 use crate::pool::PoolFile;
 use pannier_core::format::segment::{Entry, EntryKind, PAGE_BYTES, SEAL_PAGE};
 use pannier_core::ids::{BlockHash, HashKey};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak, mpsc};
 
 /// Work for the sealer.
@@ -154,6 +155,6 @@ impl Volume {
         self.context.residency.note(self, &closed.segment);
         self.news.notify_waiters();
         self.room.notify_waiters();
-        self.work.notify_waiters();
+        self.work_due.store(true, Ordering::Release);
     }
 }

@@ -27,11 +27,11 @@ pub(crate) struct Sealed {
 
 /// Hashes of an unsealed segment's data pages, as far as they are computed, in page order.
 #[derive(Debug, Default)]
-pub(super) struct Hashed {
+pub(crate) struct Hashed {
     /// Entries whose data is hashed.
-    pub(super) entries: u32,
+    pub(crate) entries: u32,
     /// Pages and their hashes.
-    pub(super) pages: Vec<(PageIndex, BlockHash)>,
+    pub(crate) pages: Vec<(PageIndex, BlockHash)>,
 }
 
 /// One segment of a volume as this host has it.
@@ -42,7 +42,7 @@ pub(crate) struct Segment {
     sealed: OnceLock<Sealed>,
     stored: AtomicBool,
     /// While it is not sealed.
-    pub(super) hashed: Mutex<Hashed>,
+    pub(crate) hashed: Mutex<Hashed>,
     /// Pages of the file that are not what the block table says.
     bad: Mutex<PageSet>,
     has_bad: AtomicBool,
@@ -50,7 +50,7 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// A segment with a file, or without.
-    pub(super) fn new(name: SegmentName, file: Option<Arc<PoolFile>>) -> Arc<Self> {
+    pub(crate) fn new(name: SegmentName, file: Option<Arc<PoolFile>>) -> Arc<Self> {
         Arc::new(Self {
             name,
             file: ArcSwapOption::from(file),
@@ -63,12 +63,12 @@ impl Segment {
     }
 
     /// Its file, when it is here whole.
-    pub(super) fn file(&self) -> Guard<Option<Arc<PoolFile>>> {
+    pub(crate) fn file(&self) -> Guard<Option<Arc<PoolFile>>> {
         self.file.load()
     }
 
     /// Gives it a file, or takes it away.
-    pub(super) fn set_file(&self, file: Option<Arc<PoolFile>>) -> Option<Arc<PoolFile>> {
+    pub(crate) fn set_file(&self, file: Option<Arc<PoolFile>>) -> Option<Arc<PoolFile>> {
         self.file.swap(file)
     }
 
@@ -83,7 +83,7 @@ impl Segment {
     }
 
     /// Notes its seal. Sealing again with the same hash is the same seal.
-    pub(super) fn set_sealed(&self, sealed: Sealed) {
+    pub(crate) fn set_sealed(&self, sealed: Sealed) {
         let known = *self.sealed.get_or_init(|| sealed);
         assert_eq!(known.hash, sealed.hash, "segment {} has one seal", self.name);
         *self.hashed.lock() = Hashed::default();
@@ -100,7 +100,7 @@ impl Segment {
     }
 
     /// Whether the file's copy of a run of pages may be used.
-    pub(super) fn is_good(&self, first: PageIndex, count: u32) -> bool {
+    pub(crate) fn is_good(&self, first: PageIndex, count: u32) -> bool {
         !self.has_bad.load(Ordering::Acquire) || {
             let bad = self.bad.lock();
             (0..count).all(|n| !bad.contains(first.plus(n)))
@@ -108,13 +108,13 @@ impl Segment {
     }
 
     /// Notes that the file's copy of a page is not what the block table says.
-    pub(super) fn mark_bad(&self, page: PageIndex) {
+    pub(crate) fn mark_bad(&self, page: PageIndex) {
         self.bad.lock().insert(page, 1);
         self.has_bad.store(true, Ordering::Release);
     }
 
     /// Hash of a page of an unsealed segment, when it is computed.
-    pub(super) fn early_hash(&self, page: PageIndex) -> Option<BlockHash> {
+    pub(crate) fn early_hash(&self, page: PageIndex) -> Option<BlockHash> {
         let hashed = self.hashed.lock();
         let at = hashed.pages.binary_search_by_key(&page, |(page, _)| *page).ok()?;
         Some(hashed.pages[at].1)
@@ -123,7 +123,7 @@ impl Segment {
 
 /// Decoded metadata of a few sealed segments: the latest used.
 #[derive(Default)]
-pub(super) struct Metas {
+pub(crate) struct Metas {
     recent: VecDeque<(SegmentName, Arc<SegmentMeta>)>,
 }
 
@@ -136,7 +136,7 @@ impl Metas {
         Some(meta)
     }
 
-    pub(super) fn put(&mut self, name: SegmentName, meta: Arc<SegmentMeta>) {
+    pub(crate) fn put(&mut self, name: SegmentName, meta: Arc<SegmentMeta>) {
         self.recent.retain(|(known, _)| *known != name);
         if self.recent.len() >= limits::METAS_MAX {
             self.recent.pop_front();
@@ -144,13 +144,13 @@ impl Metas {
         self.recent.push_back((name, meta));
     }
 
-    pub(super) fn forget(&mut self, name: SegmentName) {
+    pub(crate) fn forget(&mut self, name: SegmentName) {
         self.recent.retain(|(known, _)| *known != name);
     }
 }
 
 /// Reads a segment file as recovery does.
-pub(super) fn read_segment(file: &PoolFile, key: &HashKey) -> Result<Recovered> {
+pub(crate) fn read_segment(file: &PoolFile, key: &HashKey) -> Result<Recovered> {
     let mut header = vec![0; 4096];
     let what = || format!("read segment file {}", file.path().display());
     file.read_at(&mut header, 0).map_err(|e| Error::io(what(), e))?;
@@ -169,12 +169,12 @@ fn read_or_zero(file: &PoolFile, into: &mut [u8], page: PageIndex) -> io::Result
 
 impl Volume {
     /// Where a segment's file is.
-    pub(super) fn segment_path(&self, name: SegmentName) -> PathBuf {
+    pub(crate) fn segment_path(&self, name: SegmentName) -> PathBuf {
         self.dir.join("segments").join(name.to_string())
     }
 
     /// Where the metadata of a segment without file is.
-    pub(super) fn index_path(&self, name: SegmentName) -> PathBuf {
+    pub(crate) fn index_path(&self, name: SegmentName) -> PathBuf {
         self.dir.join("index").join(name.to_string())
     }
 
@@ -182,7 +182,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Corrupt`, `Unavailable`. `None` when it is not here.
-    pub(super) fn local_meta(&self, segment: &Segment) -> Result<Option<Arc<SegmentMeta>>> {
+    pub(crate) fn local_meta(&self, segment: &Segment) -> Result<Option<Arc<SegmentMeta>>> {
         if let Some(meta) = self.metas.lock().get(segment.name) {
             return Ok(Some(meta));
         }
@@ -226,7 +226,7 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Volume::local_meta`] and the fetch hook.
-    pub(super) async fn meta_of(&self, segment: &Arc<Segment>) -> Result<Arc<SegmentMeta>> {
+    pub(crate) async fn meta_of(&self, segment: &Arc<Segment>) -> Result<Arc<SegmentMeta>> {
         let (this, wanted) = (self.this()?, Arc::clone(segment));
         if let Some(meta) = self.metas.lock().get(segment.name) {
             return Ok(meta);
@@ -256,7 +256,7 @@ impl Volume {
     }
 
     /// Moves a file of the volume to where nothing reads it, under its name.
-    pub(super) fn set_aside(&self, path: &std::path::Path) -> Result<()> {
+    pub(crate) fn set_aside(&self, path: &std::path::Path) -> Result<()> {
         let aside = self.dir.join("aside");
         self.context.disk.create_dir(&aside)?;
         let name = path.file_name().unwrap_or_default();

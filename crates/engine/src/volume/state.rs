@@ -25,7 +25,7 @@ impl MapState {
     }
 
     /// Makes a segment known.
-    pub(super) fn add(&mut self, segment: &Arc<Segment>) -> SegmentIndex {
+    pub(crate) fn add(&mut self, segment: &Arc<Segment>) -> SegmentIndex {
         let index = self.map.intern(segment.name);
         let at = index.number() as usize;
         if self.segments.len() <= at {
@@ -60,7 +60,7 @@ impl MapState {
     }
 
     /// Does to the map what a log entry says.
-    pub(super) fn apply(
+    pub(crate) fn apply(
         &mut self,
         index: SegmentIndex,
         kind: &EntryKind,

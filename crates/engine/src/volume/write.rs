@@ -383,7 +383,7 @@ impl Volume {
 }
 
 /// Whether a volume can have this size.
-pub(super) fn check_size(size_bytes: u64) -> Result<()> {
+pub(crate) fn check_size(size_bytes: u64) -> Result<()> {
     let blocks = size_bytes.div_ceil(BLOCK_BYTES);
     if size_bytes.is_multiple_of(SECTOR_BYTES) && blocks <= SIZE_BLOCKS_MAX {
         return Ok(());

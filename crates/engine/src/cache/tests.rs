@@ -1,0 +1,78 @@
+use super::*;
+use pannier_core::ids::{Epoch, Incarnation, SegmentName, Sequence};
+
+fn segment(sequence: u64) -> SegmentId {
+    let name = SegmentName {
+        sequence: Sequence(sequence),
+        epoch: Epoch(1),
+        incarnation: Incarnation(1),
+    };
+    SegmentId { volume: VolumeId(7), name }
+}
+
+fn page(byte: u8) -> Vec<u8> {
+    vec![byte; PAGE_BYTES]
+}
+
+fn open(dir: &Path, lines: u64) -> LineCache {
+    let config = LocalConfig { cache_bytes: lines * LINE_BYTES, ..LocalConfig::default() };
+    LineCache::open(&Disk::default(), dir, &config).unwrap()
+}
+
+#[test]
+fn pages_are_found_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 8);
+    let bytes: Vec<u8> = (10..14).flat_map(page).collect();
+    cache.insert(segment(1), PageIndex(14), &bytes).unwrap();
+    cache.insert(segment(2), PageIndex(3), &page(9)).unwrap();
+    drop(cache);
+    let cache = open(dir.path(), 8);
+    let runs: Vec<_> = cache.pages_of(segment(1)).runs().collect();
+    assert_eq!(runs, [(PageIndex(14), 4)]);
+    let mut read = vec![0; 3 * PAGE_BYTES];
+    assert!(cache.read_cached(segment(1), 14 * 4096 + 512, &mut read));
+    assert_eq!(read, bytes[512..512 + 3 * PAGE_BYTES]);
+    assert!(!cache.read_cached(segment(1), 13 * 4096, &mut read));
+    let mut one = page(0);
+    assert!(cache.read(segment(2), PageIndex(3), &mut one));
+    assert_eq!(one, page(9));
+    cache.remove_page(segment(2), PageIndex(3));
+    assert!(!cache.read(segment(2), PageIndex(3), &mut one));
+    cache.remove_volume(VolumeId(7));
+    assert_eq!(cache.bytes(), 0);
+}
+
+#[test]
+fn only_what_may_leave_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 2);
+    cache.set_may_leave(Box::new(|id| id.name.sequence.0 != 1));
+    for sequence in 1..=4 {
+        cache.insert(segment(sequence), PageIndex(0), &page(sequence as u8)).unwrap();
+    }
+    let mut read = page(0);
+    assert!(cache.read(segment(1), PageIndex(0), &mut read), "it may not leave");
+    assert_eq!(read, page(1));
+    assert!(!cache.read(segment(2), PageIndex(0), &mut read));
+    assert!(cache.read(segment(4), PageIndex(0), &mut read));
+    assert_eq!(cache.bytes(), 2 * LINE_BYTES);
+}
+
+#[test]
+fn a_torn_record_is_a_free_slot() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 8);
+    cache.insert(segment(1), PageIndex(0), &page(1)).unwrap();
+    drop(cache);
+    let path = dir.path().join("slots");
+    let mut slots = std::fs::read(&path).unwrap();
+    slots[30] ^= 1;
+    std::fs::write(&path, slots).unwrap();
+    let cache = open(dir.path(), 8);
+    assert!(cache.pages_of(segment(1)).is_empty());
+    cache.insert(segment(2), PageIndex(5), &page(2)).unwrap();
+    let mut read = page(0);
+    assert!(cache.read(segment(2), PageIndex(5), &mut read));
+    assert_eq!(read, page(2));
+}

@@ -1,0 +1,239 @@
+//! Storing: sealed segments go to the site's store, encoded, in the background; then the file may be
+//! evicted. Also the volume's one background task, which decides when what is due.
+
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
+use crate::volume::Volume;
+use crate::volume::segment::{Segment, blocking};
+use pannier_core::format::segment::PAGE_BYTES;
+use pannier_core::format::stored;
+use pannier_core::ids::{SegmentId, SegmentName};
+use pannier_core::units::PageIndex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Begins a volume's background work; it ends with the volume.
+pub(crate) fn start(volume: &Arc<Volume>) {
+    let context = volume.context();
+    if context.config.background {
+        context.runtime.spawn(work(Arc::downgrade(volume)));
+    }
+}
+
+/// Segments that the site's store has, by the volume's list of them.
+///
+/// The list is a text file with a name per line, appended to as segments are stored: a line without
+/// its end was being written at a crash and does not count.
+pub(crate) fn read_stored(disk: &Disk, dir: &Path) -> Result<BTreeSet<SegmentName>> {
+    let bytes = disk.read_file(&dir.join("stored"))?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    Ok(whole.filter_map(|line| line.parse().ok()).collect())
+}
+
+/// How a round of background work went.
+#[derive(Default)]
+struct Pace {
+    failures: u32,
+    last_tick: u64,
+    quiet_since: Option<Instant>,
+}
+
+async fn work(volume: Weak<Volume>) {
+    let mut pace = Pace::default();
+    loop {
+        let Some(this) = volume.upgrade() else { return };
+        if this.closing.load(Ordering::Acquire) {
+            return;
+        }
+        let pause = match this.work_once(&mut pace).await {
+            Ok(()) => {
+                pace.failures = 0;
+                Duration::from_millis(limits::WORK_TICK_MS)
+            }
+            Err(error) => {
+                let (first, longest) = limits::RETRY_MS;
+                let pause = (first << pace.failures.min(16)).min(longest);
+                pace.failures += 1;
+                if pace.failures == 1 {
+                    tracing::warn!(
+                        volume = %this.id(), %error, pause_ms = pause,
+                        "storing is put off; guests are served from here meanwhile"
+                    );
+                }
+                Duration::from_millis(pause)
+            }
+        };
+        let context = Arc::clone(this.context());
+        let waits = Arc::downgrade(&this);
+        drop(this);
+        // Holds no volume while it waits, so that dropping the last handle ends it.
+        pause_for(&waits, pause, pace.failures > 0).await;
+        drop(context);
+    }
+}
+
+/// Waits, for news of the volume too unless something is being put off.
+async fn pause_for(volume: &Weak<Volume>, pause: Duration, put_off: bool) {
+    let deadline = tokio::time::Instant::now() + pause;
+    if put_off {
+        tokio::time::sleep_until(deadline).await;
+        return;
+    }
+    let step = Duration::from_millis(200);
+    while tokio::time::Instant::now() < deadline {
+        let Some(this) = volume.upgrade() else { return };
+        if this.work_due.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        drop(this);
+        tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + step)).await;
+    }
+}
+
+impl Volume {
+    async fn work_once(&self, pace: &mut Pace) -> Result<()> {
+        if !self.is_appending() {
+            return Ok(());
+        }
+        let idle = self.note_activity(pace);
+        if idle {
+            self.seal_open().await?;
+        }
+        let mut lag = self.to_store();
+        self.counters.upload_lag.set(lag.len() as f64);
+        for name in lag.drain(..) {
+            if !self.is_appending() || self.closing.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            let sent = self.store_segment(name).await?;
+            let rate = self.context().config.upload_bytes_per_s;
+            if let Some(pause) = (sent * 1000).checked_div(rate) {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+        }
+        let context = Arc::clone(self.context());
+        blocking(move || {
+            context.evict();
+            Ok(())
+        })
+        .await?;
+        if self.checkpoint_is_due(idle) {
+            self.checkpoint_local().await?;
+        }
+        self.publish_checkpoint().await.map(|_published| ())
+    }
+
+    /// Whether nothing was written for a while.
+    fn note_activity(&self, pace: &mut Pace) -> bool {
+        let tick = self.tick();
+        if tick != pace.last_tick || pace.quiet_since.is_none() {
+            pace.last_tick = tick;
+            pace.quiet_since = Some(Instant::now());
+        }
+        let quiet = pace.quiet_since.is_some_and(|since| {
+            since.elapsed() >= Duration::from_millis(limits::IDLE_MS)
+        });
+        quiet && tick > 0
+    }
+
+    /// Sealed live segments whose file is here and which the store lacks, in the order of the log.
+    fn to_store(&self) -> Vec<SegmentName> {
+        let state = self.map.read();
+        let lacking = state.live().filter(|(segment, _)| {
+            segment.sealed().is_some() && segment.has_file() && !segment.is_stored()
+        });
+        lacking.map(|(segment, _)| segment.name).collect()
+    }
+
+    /// Encodes a sealed segment's live pages and stores the object in the site's store, durably; they
+    /// all are resident here. Nothing is done when it is stored already. Returns the bytes sent.
+    ///
+    /// # Errors
+    /// `NotFound` when a page is not resident, `Unavailable` or `NoSpace` of the store.
+    pub async fn store_segment(&self, segment: SegmentName) -> Result<u64> {
+        let known = self.known(segment)?;
+        if known.is_stored() {
+            return Ok(0);
+        }
+        let key = self.object_key_of(&known).ok_or_else(|| {
+            let text = format!("segment {}/{segment} is not sealed", self.id());
+            Error::new(ErrorKind::NotFound, text)
+        })?;
+        self.meta_of(&known).await?;
+        let (this, wanted) = (self.this()?, Arc::clone(&known));
+        let object = blocking(move || this.encode_stored(&wanted)).await?;
+        let bytes = object.len() as u64;
+        self.context().objects.put(&key, object.into()).await?;
+        let (this, stored) = (self.this()?, Arc::clone(&known));
+        blocking(move || this.note_stored(&stored)).await?;
+        self.counters.uploaded.increment(bytes);
+        Ok(bytes)
+    }
+
+    fn encode_stored(&self, segment: &Arc<Segment>) -> Result<Vec<u8>> {
+        let meta = self.local_meta(segment)?.ok_or_else(|| {
+            let text = format!("metadata of segment {}/{} is not here", self.id(), segment.name);
+            Error::new(ErrorKind::NotFound, text)
+        })?;
+        let live = self.live_set(segment.name);
+        let runs: Vec<_> =
+            live.runs().map(|(first, count)| first.0..first.0 + count).collect();
+        let (bytes, absent) = self.load_runs(segment, &runs)?;
+        if !absent.is_empty() {
+            let text =
+                format!("{} pages of segment {} are not here", absent.len(), segment.name);
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
+        let pages: BTreeMap<PageIndex, &[u8]> =
+            live.iter().zip(bytes.chunks_exact(PAGE_BYTES)).collect();
+        Ok(stored::encode(&meta, |page| pages.get(&page).copied()))
+    }
+
+    /// Notes, durably, that the store has a segment: from then on its file may be evicted.
+    fn note_stored(&self, segment: &Segment) -> Result<()> {
+        let path = self.dir().join("stored");
+        let disk = &self.context().disk;
+        let _one = self.stored_file.lock();
+        let file = if path.exists() { disk.open(&path)? } else { disk.create(&path, 0)? };
+        let what = |e| Error::io(format!("append to {}", path.display()), e);
+        let mut end = file.length().map_err(what)?;
+        // What a crash has left of a line is closed, so that it spoils no other.
+        let mut line = String::new();
+        if end > 0 {
+            let mut last = [0];
+            file.read_at(&mut last, end - 1).map_err(what)?;
+            if last != *b"\n" {
+                line.push('\n');
+            }
+        } else {
+            end = 0;
+        }
+        line.push_str(&format!("{}\n", segment.name));
+        file.write_at(line.as_bytes(), end).and_then(|()| file.sync()).map_err(what)?;
+        segment.set_stored(true);
+        Ok(())
+    }
+
+    /// Gives a stored segment's file back; its metadata stays here. Blocks.
+    pub(crate) fn evict_file(&self, name: SegmentName) -> Result<()> {
+        let segment = self.known(name)?;
+        if !segment.is_stored() || !segment.has_file() {
+            return Ok(());
+        }
+        let meta = self.local_meta(&segment)?.ok_or_else(|| {
+            let text = format!("metadata of segment {}/{name} is not here", self.id());
+            Error::new(ErrorKind::NotFound, text)
+        })?;
+        self.context().replace_file(&self.index_path(name), &meta.encode())?;
+        self.context().residency.forget(SegmentId { volume: self.id(), name });
+        if let Some(file) = segment.set_file(None) {
+            self.give_back(&file);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,480 @@
+//! Making a volume, and opening what is here of one: newest local checkpoint, then the log behind it.
+//!
+//! The log is followed by name: from the checkpoint's position on, each segment names its predecessor
+//! and says, by link, how many of its entries precede. Where an unsealed segment has more entries than
+//! its successor's link says, the link holds (the rest was copied there by a rescue). Whatever is here
+//! and not part of that chain is set aside by name, or recycled when it has no entry.
+
+use super::Volume;
+use super::counters::Counters;
+use super::journal::{Closed, Journal, SealSource};
+use super::log::Position;
+use super::segment::{Metas, Sealed, Segment, blocking, read_segment};
+use super::state::MapState;
+use super::write::check_size;
+use crate::checkpoint::{Checkpointer, Saved};
+use crate::context::HostContext;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::PoolFile;
+use bytes::Bytes;
+use pannier_core::format::checkpoint::{Root, decode_page};
+use pannier_core::format::segment::{
+    Entry, Link, OpenSegment, Recovered, SEAL_PAGE, SealedSegment, SegmentMeta,
+};
+use pannier_core::ids::{SegmentName, VolumeId};
+use pannier_core::map::{Map, MapPageIndex};
+use pannier_core::units::BLOCK_BYTES;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use tokio::sync::Notify;
+
+/// Life: create, recover, follow, delete.
+impl Volume {
+    /// Makes a new volume: all hole, with an empty log and a first local checkpoint. It does not
+    /// append yet.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Invalid` for a size that is no multiple of 512 or an id that is used here.
+    pub async fn create(
+        context: &Arc<HostContext>,
+        id: VolumeId,
+        size_bytes: u64,
+    ) -> Result<Arc<Self>> {
+        check_size(size_bytes)?;
+        let context = Arc::clone(context);
+        let volume = blocking(move || {
+            let dir = context.volume_dir(id);
+            if dir.join("checkpoint").exists() {
+                let text = format!("volume {id} is on this host already");
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+            let saved = Saved::empty(id, size_bytes, &context.key);
+            make_dirs(&context, &dir)?;
+            saved.write_local(&context, &dir, Vec::new())?;
+            open(&context, id)
+        });
+        Ok(started(volume.await?))
+    }
+
+    /// Opens a volume whose files are here: newest local checkpoint, index sections of sealed
+    /// segments behind it, recovery of the open one (which is sealed; what lies behind a break is set
+    /// aside). It does not append yet. Also opens a follower's volume.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt` with the file's name, `Unavailable`.
+    pub async fn recover(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Self>> {
+        let context = Arc::clone(context);
+        Ok(started(blocking(move || open(&context, id)).await?))
+    }
+
+    /// Makes a follower from a checkpoint of another host: the root object, and the parts and map
+    /// pages that it names, in any order. Durable when it returns. An older local side is replaced,
+    /// after its `close`; its files that the new map names are used.
+    ///
+    /// # Errors
+    /// `Corrupt` when an object is missing or not what its hash says, `NoSpace`.
+    pub async fn follower(
+        context: &Arc<HostContext>,
+        id: VolumeId,
+        root: Bytes,
+        objects: Vec<Bytes>,
+    ) -> Result<Arc<Self>> {
+        let context = Arc::clone(context);
+        let volume = blocking(move || {
+            let dir = context.volume_dir(id);
+            make_dirs(&context, &dir)?;
+            let named = objects.iter().map(|object| (context.key.object(object), object.as_ref()));
+            let named: BTreeMap<_, _> = named.collect();
+            let root = Saved::decode(&root, &context.key, |hash| {
+                named.get(&hash).map(|bytes| bytes.to_vec()).ok_or_else(|| {
+                    let text = format!("checkpoint object {hash} of volume {id} is missing");
+                    Error::new(ErrorKind::Corrupt, text)
+                })
+            })?;
+            if root.root.volume != id {
+                let text = format!("a checkpoint of volume {} for volume {id}", root.root.volume);
+                return Err(Error::new(ErrorKind::Corrupt, text));
+            }
+            let objects = named.into_iter().map(|(hash, bytes)| (hash, bytes.to_vec()));
+            root.write_local(&context, &dir, objects.collect())?;
+            open(&context, id)
+        });
+        Ok(started(volume.await?))
+    }
+
+    /// Removes every local file of a volume; with `in_store` also its objects in the site's store.
+    ///
+    /// # Errors
+    /// `Unavailable`; it can be called again.
+    pub async fn delete(context: &Arc<HostContext>, id: VolumeId, in_store: bool) -> Result<()> {
+        if in_store {
+            for key in context.objects.list(&format!("volumes/{id}/")).await? {
+                context.objects.delete(&key).await?;
+            }
+        }
+        let context = Arc::clone(context);
+        blocking(move || {
+            let dir = context.volume_dir(id);
+            for path in context.disk.list(&dir.join("segments"))? {
+                context.pool.recycle(&context.pool.open_file(&path)?)?;
+            }
+            context.residency.forget_volume(id);
+            context.cache.remove_volume(id);
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::io(format!("remove {}", dir.display()), error))
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Sets everything aside that the log has beyond a position, by renaming: the stale tail of a host
+    /// whose epoch a takeover has ended. Called while the volume is not open here; a volume whose
+    /// checkpoint lies beyond the position is set aside whole and has to follow from a checkpoint.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn set_aside_beyond(
+        context: &Arc<HostContext>,
+        id: VolumeId,
+        position: Position,
+    ) -> Result<()> {
+        let volume = Self::recover(context, id).await?;
+        if volume.position() == position {
+            return Ok(());
+        }
+        let base = volume.map.read().base;
+        blocking(move || {
+            if base.sequence() > position.sequence() {
+                volume.set_aside(&volume.dir.join("checkpoint"))?;
+            }
+            for kind in ["segments", "index"] {
+                for path in volume.context.disk.list(&volume.dir.join(kind))? {
+                    if name_of(&path).is_some_and(|name| name.sequence > position.sequence()) {
+                        volume.set_aside(&path)?;
+                    }
+                }
+                volume.context.disk.sync_dir(&volume.dir.join(kind))?;
+            }
+            volume.context.disk.sync_dir(&volume.dir)
+        })
+        .await
+    }
+}
+
+fn make_dirs(context: &HostContext, dir: &Path) -> Result<()> {
+    for kind in ["segments", "index", "pages"] {
+        context.disk.create_dir(&dir.join(kind))?;
+    }
+    context.disk.sync_dir(dir)?;
+    dir.parent().map_or(Ok(()), |volumes| context.disk.sync_dir(volumes))
+}
+
+/// Begins a volume's background work.
+fn started(volume: Arc<Volume>) -> Arc<Volume> {
+    volume.context.residency.add_volume(&volume);
+    {
+        let mut journal = volume.journal.lock();
+        if !journal.closed.is_empty() {
+            volume.start_sync(&mut journal);
+        }
+    }
+    crate::upload::start(&volume);
+    volume
+}
+
+fn name_of(path: &Path) -> Option<SegmentName> {
+    path.file_name()?.to_str()?.parse().ok()
+}
+
+/// What is here of a segment behind the checkpoint.
+struct Candidate {
+    name: SegmentName,
+    path: PathBuf,
+    found: Found,
+}
+
+enum Found {
+    Sealed(SegmentMeta, Option<Arc<PoolFile>>),
+    Open(Box<OpenSegment>, Arc<PoolFile>),
+}
+
+impl Found {
+    fn predecessor(&self) -> Option<SegmentName> {
+        match self {
+            Self::Sealed(meta, _) => meta.header().predecessor,
+            Self::Open(open, _) => open.header().predecessor,
+        }
+    }
+
+    fn link(&self) -> Option<Link> {
+        match self {
+            Self::Sealed(meta, _) => Some(meta.link()),
+            Self::Open(open, _) => open.link(),
+        }
+    }
+
+    fn entries(&self) -> &[Entry] {
+        match self {
+            Self::Sealed(meta, _) => meta.entries(),
+            Self::Open(open, _) => open.entries(),
+        }
+    }
+
+    /// Whether a segment with this link follows.
+    fn precedes(&self, link: Link) -> bool {
+        match self {
+            Self::Sealed(meta, _) => meta.next_link() == link,
+            Self::Open(open, _) => open.precedes(link),
+        }
+    }
+}
+
+/// Opens a volume from its local files; blocks.
+fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
+    let dir = context.volume_dir(id);
+    let saved = Saved::read_local(context, &dir, id)?;
+    let root = &saved.root;
+    let map = load_map(context, &dir, root)?;
+    let stored = crate::upload::read_stored(&context.disk, &dir)?;
+    let base = root.through;
+    let mut state = MapState::new(map, base);
+    let segment_dir = dir.join("segments");
+    let mut files: BTreeMap<SegmentName, PathBuf> = BTreeMap::new();
+    for path in context.disk.list(&segment_dir)? {
+        match name_of(&path) {
+            Some(name) => _ = files.insert(name, path),
+            None => context.disk.remove(&path)?,
+        }
+    }
+    for live in &root.segments {
+        let path = files.remove(&live.name);
+        let file = path.map(|path| context.pool.open_file(&path)).transpose()?.map(Arc::new);
+        let segment = Segment::new(live.name, file);
+        if let Some(hash) = live.hash {
+            segment.set_sealed(Sealed { hash, entries: live.entries });
+        }
+        segment.set_stored(stored.contains(&live.name));
+        state.add(&segment);
+    }
+    let size = AtomicU64::new(root.size_bytes);
+    let journal = Journal::new(base, base.sequence(), root.sessions.clone());
+    let volume = Arc::new_cyclic(|this| Volume {
+        id,
+        context: Arc::clone(context),
+        dir: dir.clone(),
+        this: this.clone(),
+        size,
+        appending: AtomicBool::new(false),
+        journal: Mutex::new(journal),
+        map: RwLock::new(state),
+        metas: Mutex::new(Metas::default()),
+        room: Notify::new(),
+        synced: Notify::new(),
+        synced_tick: AtomicU64::new(0),
+        news: Notify::new(),
+        work_due: AtomicBool::new(false),
+        stored_file: Mutex::new(()),
+        session_news: Notify::new(),
+        closing: AtomicBool::new(false),
+        following: tokio::sync::Mutex::new(()),
+        checkpointer: tokio::sync::Mutex::new(Checkpointer::new(saved)),
+        counters: Counters::new(),
+    });
+    let candidates = volume.candidates(files, base)?;
+    let rest = volume.replay_chain(candidates, base, &stored)?;
+    volume.put_away(rest)?;
+    Ok(volume)
+}
+
+fn load_map(context: &HostContext, dir: &Path, root: &Root) -> Result<Map> {
+    let corrupt = |what: &str, error: &dyn std::error::Error| {
+        let text = format!("{} of volume {}: {error}; restore it", what, root.volume);
+        Error::new(ErrorKind::Corrupt, text)
+    };
+    let blocks = root.size_bytes.div_ceil(BLOCK_BYTES);
+    let mut map = Map::new(blocks).map_err(|e| corrupt("the checkpoint", &e))?;
+    for (number, hash) in root.pages.iter().enumerate() {
+        let Some(hash) = hash else { continue };
+        let bytes = crate::checkpoint::read_object(context, dir, *hash)?;
+        let page = decode_page(&bytes).map_err(|e| corrupt("a map page", &e))?;
+        let index = MapPageIndex(number as u32);
+        map.load_page(index, &page.runs).map_err(|e| corrupt("a map page", &e))?;
+    }
+    Ok(map)
+}
+
+impl Volume {
+    /// Reads what is here behind the checkpoint; recycles what a checkpoint has left dead.
+    fn candidates(
+        &self,
+        files: BTreeMap<SegmentName, PathBuf>,
+        base: Position,
+    ) -> Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (name, path) in files {
+            let file = Arc::new(self.context.pool.open_file(&path)?);
+            if name.sequence <= base.sequence() {
+                self.give_back(&file);
+                continue;
+            }
+            match read_segment(&file, &self.context.key) {
+                Ok(Recovered::Sealed(SealedSegment { meta, repair })) => {
+                    if let Some(repair) = repair {
+                        let record = repair.record();
+                        file.write_at(repair.bytes(), repair.page().byte_offset())
+                            .and_then(|()| file.sync())
+                            .and_then(|()| file.write_at(&record[..], SEAL_PAGE.byte_offset()))
+                            .and_then(|()| file.sync())
+                            .map_err(|e| Error::io(format!("repair {}", path.display()), e))?;
+                    }
+                    seen.insert(name);
+                    let found = Found::Sealed(meta, Some(file));
+                    candidates.push(Candidate { name, path, found });
+                }
+                Ok(Recovered::Open(open)) => {
+                    let found = Found::Open(Box::new(open), file);
+                    candidates.push(Candidate { name, path, found });
+                }
+                Err(error) => {
+                    tracing::warn!(volume = %self.id, %error, "a file is set aside");
+                    self.set_aside(&path)?;
+                }
+            }
+        }
+        for path in self.context.disk.list(&self.dir.join("index"))? {
+            let Some(name) = name_of(&path) else {
+                self.context.disk.remove(&path)?;
+                continue;
+            };
+            if name.sequence <= base.sequence() || seen.contains(&name) {
+                continue;
+            }
+            let bytes = self.context.disk.read_file(&path)?.unwrap_or_default();
+            match SegmentMeta::decode(&bytes, &self.context.key) {
+                Ok(meta) if meta.id().volume == self.id && meta.name() == name => {
+                    let found = Found::Sealed(meta, None);
+                    candidates.push(Candidate { name, path, found });
+                }
+                Ok(_) | Err(_) => self.set_aside(&path)?,
+            }
+        }
+        candidates.sort_by_key(|candidate| candidate.name);
+        Ok(candidates)
+    }
+
+    /// Follows the chain from the checkpoint on; returns what is no part of it.
+    fn replay_chain(
+        &self,
+        mut candidates: Vec<Candidate>,
+        base: Position,
+        stored: &BTreeSet<SegmentName>,
+    ) -> Result<Vec<Candidate>> {
+        let mut last: Option<Candidate> = None;
+        loop {
+            let follows = |candidate: &Candidate| {
+                let found = &candidate.found;
+                let Some(link) = found.link() else { return false };
+                let fits = match &last {
+                    Some(last) => {
+                        found.predecessor() == Some(last.name) && last.found.precedes(link)
+                    }
+                    None => {
+                        let ended = Link { entries: base.entries, chain_crc: base.chain_crc };
+                        found.predecessor() == base.segment && link == ended
+                    }
+                };
+                fits && !found.entries().is_empty()
+            };
+            // The newest wins: a rescue has copied into it what an older one has behind its link.
+            let next = candidates.iter().rposition(follows).map(|at| candidates.remove(at));
+            let link = next.as_ref().and_then(|next| next.found.link());
+            if let Some(last) = last.take() {
+                self.replay_one(last, link, stored)?;
+            }
+            if next.is_none() {
+                return Ok(candidates);
+            }
+            last = next;
+        }
+    }
+
+    fn replay_one(
+        &self,
+        candidate: Candidate,
+        successor: Option<Link>,
+        stored: &BTreeSet<SegmentName>,
+    ) -> Result<()> {
+        let Candidate { name, path, found } = candidate;
+        match found {
+            Found::Sealed(meta, file) => {
+                let segment = Segment::new(name, file);
+                let entries = meta.entries().len() as u32;
+                segment.set_sealed(Sealed { hash: meta.hash(), entries });
+                segment.set_stored(stored.contains(&name));
+                self.replay(&segment, meta.entries())?;
+                self.metas.lock().put(name, Arc::new(meta));
+            }
+            Found::Open(mut open, file) => {
+                if open.is_damaged() {
+                    let text = format!(
+                        "segment file {} has lost entries that a flush had made durable: its disk \
+                         is damaged; take the volume over from another copy",
+                        path.display()
+                    );
+                    return Err(Error::new(ErrorKind::Corrupt, text));
+                }
+                if let Some(behind) = open.behind() {
+                    tracing::warn!(
+                        file = %path.display(),
+                        entries = behind.entries,
+                        "what lies behind a break in the log is kept aside"
+                    );
+                    self.copy_aside(&path)?;
+                }
+                if let Some(link) = successor {
+                    open.cut(link.entries);
+                }
+                let segment = Segment::new(name, Some(Arc::clone(&file)));
+                self.replay(&segment, open.entries())?;
+                let source = Mutex::new(SealSource::Recovered(open));
+                let mut journal = self.journal.lock();
+                journal.closed.push_back(Arc::new(Closed { segment, file, source }));
+                journal.unsealed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a file that will be sealed at a prefix to where nothing touches it.
+    fn copy_aside(&self, path: &Path) -> Result<()> {
+        let aside = self.dir.join("aside");
+        self.context.disk.create_dir(&aside)?;
+        let to = aside.join(path.file_name().unwrap_or_default());
+        std::fs::copy(path, &to)
+            .map(|_bytes| ())
+            .map_err(|e| Error::io(format!("copy {} to {}", path.display(), to.display()), e))
+    }
+
+    /// What is no part of the log: empty segments go to the pool, others aside.
+    fn put_away(&self, rest: Vec<Candidate>) -> Result<()> {
+        for Candidate { path, found, .. } in rest {
+            match found {
+                Found::Open(open, file) if open.entries().is_empty() && open.behind().is_none() => {
+                    self.give_back(&file);
+                }
+                Found::Open(..) | Found::Sealed(..) => {
+                    tracing::warn!(file = %path.display(), "not part of the log, set aside");
+                    self.set_aside(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! What a guest sees.
+
+use super::*;
+use crate::port::{ExtentState, StatusExtent, WriteRequest};
+
+const SIZE: u64 = 8 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn written_bytes_are_read_at_any_alignment() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, SIZE).await;
+    let mut expect = vec![0; SIZE as usize];
+    for (number, (offset, length)) in
+        [(0, 4096), (512, 512), (4096 - 512, 1024), (10_240, 512), (8192, 300 << 10), (SIZE - 512, 512)]
+            .into_iter()
+            .enumerate()
+    {
+        let data = pattern(number as u64 + 1, length);
+        volume.write(offset, data.clone(), number % 2 == 0).await.unwrap();
+        expect[offset as usize..offset as usize + length].copy_from_slice(&data);
+    }
+    assert!(read(&volume, 0, SIZE as usize).await == expect);
+    assert!(read(&volume, 1536, 9216).await == expect[1536..1536 + 9216]);
+    for (offset, length) in [(SIZE, 512), (SIZE - 512, 1024), (1, 512), (0, 100)] {
+        let refused = volume.write(offset, pattern(9, length), false).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Invalid, "{offset}+{length}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_written_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, SIZE).await;
+    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    let data: Vec<_> = (0..12).map(|n| pattern(n + 2, if n == 5 { 512 } else { 8192 })).collect();
+    let writes: Vec<_> = data
+        .iter()
+        .enumerate()
+        .map(|(n, data)| WriteRequest { offset: (n as u64 % 3) * 4096, data })
+        .collect();
+    let mut done = 0;
+    while done < writes.len() {
+        match volume.try_write(&writes[done..]).unwrap() {
+            0 => {
+                let write = writes[done];
+                volume.write(write.offset, Bytes::copy_from_slice(write.data), false).await.unwrap();
+                done += 1;
+            }
+            count => done += count,
+        }
+    }
+    let mut expect = vec![0; 16384];
+    for write in &writes {
+        expect[write.offset as usize..][..write.data.len()].copy_from_slice(write.data);
+    }
+    assert!(read(&volume, 0, 16384).await == expect);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zeroes_discards_and_their_states() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, SIZE).await;
+    volume.write(0, pattern(1, 64 << 10), false).await.unwrap();
+    volume.discard(512, 12_288, false).await.unwrap();
+    volume.write_zeroes(32_768, 8192, true, true).await.unwrap();
+    let mut expect = pattern(1, 64 << 10).to_vec();
+    expect[512..512 + 12_288].fill(0);
+    expect[32_768..40_960].fill(0);
+    assert!(read(&volume, 0, 64 << 10).await == expect);
+    let states = volume.block_status(0, 128 << 10, 16).await.unwrap();
+    let expect = [
+        (4096, ExtentState::Data),
+        (8192, ExtentState::Hole),
+        (20_480, ExtentState::Data),
+        (8192, ExtentState::Zero),
+        (24_576, ExtentState::Data),
+        (65_536, ExtentState::Hole),
+    ];
+    let expect = expect.map(|(length, state)| StatusExtent { length, state });
+    assert_eq!(states, expect);
+    assert_eq!(volume.block_status(0, 128 << 10, 2).await.unwrap(), expect[..2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_volume_serves_nobody_and_goes_on_in_a_new_incarnation() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, SIZE).await;
+    volume.write(4096, pattern(3, 8192), false).await.unwrap();
+    let position = volume.stop_append().await.unwrap();
+    assert_eq!(position.entries, 1);
+    assert_eq!(volume.stop_append().await.unwrap(), position);
+    let mut bytes = vec![0; 4096];
+    assert_eq!(volume.read(0, &mut bytes).await.unwrap_err().kind(), ErrorKind::Closed);
+    let refused = volume.write(0, pattern(1, 4096), false).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Closed);
+    assert!(!volume.is_appending());
+    volume.begin_append(Epoch(1), Incarnation(2)).await.unwrap();
+    assert!(read(&volume, 4096, 8192).await == pattern(3, 8192));
+    volume.resize(SIZE * 2).await.unwrap();
+    volume.write(SIZE * 2 - 4096, pattern(4, 4096), false).await.unwrap();
+    drop(volume);
+    let volume = recovered(&context, 3).await;
+    assert_eq!(volume.size_bytes(), SIZE * 2);
+    assert!(read(&volume, SIZE * 2 - 4096, 4096).await == pattern(4, 4096));
+}

@@ -1,0 +1,1 @@
+//! A volume against a plain array, through restarts.

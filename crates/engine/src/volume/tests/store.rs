@@ -1,0 +1,1 @@
+//! Storing, evicting, checkpoints, followers.
