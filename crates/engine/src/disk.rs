@@ -190,8 +190,9 @@ impl Disk {
         };
         match read() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            other => other
-                .map_err(|e| Error::io(format_args!("list directory {}", path.display()), e)),
+            other => {
+                other.map_err(|e| Error::io(format_args!("list directory {}", path.display()), e))
+            }
         }
     }
 

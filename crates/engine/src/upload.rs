@@ -135,9 +135,9 @@ impl Volume {
             pace.last_tick = tick;
             pace.quiet_since = Some(Instant::now());
         }
-        let quiet = pace.quiet_since.is_some_and(|since| {
-            since.elapsed() >= Duration::from_millis(limits::IDLE_MS)
-        });
+        let quiet = pace
+            .quiet_since
+            .is_some_and(|since| since.elapsed() >= Duration::from_millis(limits::IDLE_MS));
         quiet && tick > 0
     }
 
@@ -181,12 +181,10 @@ impl Volume {
             Error::new(ErrorKind::NotFound, text)
         })?;
         let live = self.live_set(segment.name);
-        let runs: Vec<_> =
-            live.runs().map(|(first, count)| first.0..first.0 + count).collect();
+        let runs: Vec<_> = live.runs().map(|(first, count)| first.0..first.0 + count).collect();
         let (bytes, absent) = self.load_runs(segment, &runs)?;
         if !absent.is_empty() {
-            let text =
-                format!("{} pages of segment {} are not here", absent.len(), segment.name);
+            let text = format!("{} pages of segment {} are not here", absent.len(), segment.name);
             return Err(Error::new(ErrorKind::NotFound, text));
         }
         let pages: BTreeMap<PageIndex, &[u8]> =

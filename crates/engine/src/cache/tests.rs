@@ -2,11 +2,8 @@ use super::*;
 use pannier_core::ids::{Epoch, Incarnation, SegmentName, Sequence};
 
 fn segment(sequence: u64) -> SegmentId {
-    let name = SegmentName {
-        sequence: Sequence(sequence),
-        epoch: Epoch(1),
-        incarnation: Incarnation(1),
-    };
+    let name =
+        SegmentName { sequence: Sequence(sequence), epoch: Epoch(1), incarnation: Incarnation(1) };
     SegmentId { volume: VolumeId(7), name }
 }
 

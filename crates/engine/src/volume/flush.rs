@@ -409,12 +409,7 @@ fn stranded(journal: &MutexGuard<'_, Journal>) -> Vec<Stranded> {
     }
     if let Some(open) = &journal.open {
         let writer = &open.writer;
-        all.push(of(
-            &open.segment,
-            &open.file,
-            writer.entries_from(0),
-            writer.durable(),
-        ));
+        all.push(of(&open.segment, &open.file, writer.entries_from(0), writer.durable()));
     }
     all
 }

@@ -57,8 +57,7 @@ impl Volume {
     fn sealed_since(&self, position: Position) -> Result<(Vec<LogSegment>, bool)> {
         let base = self.map.read().base;
         let mut journal = self.journal.lock();
-        journal.followed =
-            Some(Followed { at: Instant::now(), sequence: position.sequence() });
+        journal.followed = Some(Followed { at: Instant::now(), sequence: position.sequence() });
         let known = |log: &LogSegment| Position {
             segment: Some(log.segment.name),
             entries: log.entries,
@@ -151,11 +150,8 @@ impl Volume {
                 return Err(Error::new(ErrorKind::Invalid, text));
             }
             let next = meta.next_link();
-            end = Position {
-                segment: Some(*name),
-                entries: next.entries,
-                chain_crc: next.chain_crc,
-            };
+            end =
+                Position { segment: Some(*name), entries: next.entries, chain_crc: next.chain_crc };
             metas.push((meta, bytes));
         }
         if metas.is_empty() {

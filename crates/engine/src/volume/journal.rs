@@ -405,7 +405,9 @@ impl Volume {
         if !fits {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                format!("a request of {entries} entries and {pages} pages is larger than a segment"),
+                format!(
+                    "a request of {entries} entries and {pages} pages is larger than a segment"
+                ),
             ));
         }
         Ok(Ok(()))
@@ -555,7 +557,10 @@ pub(crate) fn is_aligned(bytes: u64) -> bool {
 }
 
 /// What an entry makes of the blocks it names, as the map says it.
-pub(crate) fn target_of(index: SegmentIndex, kind: &EntryKind) -> Option<(BlockIndex, u32, Target)> {
+pub(crate) fn target_of(
+    index: SegmentIndex,
+    kind: &EntryKind,
+) -> Option<(BlockIndex, u32, Target)> {
     match *kind {
         EntryKind::Data { first_block, count, page, .. } => {
             Some((first_block, count, Target::Data(index, page)))

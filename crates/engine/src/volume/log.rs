@@ -1,9 +1,7 @@
 //! The log as followers and peers see it: positions, batches, live segments, sessions.
 
 use bytes::Bytes;
-use pannier_core::ids::{
-    ObjectHash, RequestNumber, SegmentHash, SegmentName, SessionId, VolumeId,
-};
+use pannier_core::ids::{ObjectHash, RequestNumber, SegmentHash, SegmentName, SessionId, VolumeId};
 use pannier_core::units::PageIndex;
 pub use pannier_core::volume::Position;
 use serde::{Deserialize, Serialize};

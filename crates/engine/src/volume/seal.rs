@@ -99,7 +99,8 @@ fn hash(
             }
             let blocks = buffer.chunks_exact(PAGE_BYTES).zip(page.0..);
             pages.extend(
-                blocks.map(|(block, page)| (pannier_core::units::PageIndex(page), key.block(block))),
+                blocks
+                    .map(|(block, page)| (pannier_core::units::PageIndex(page), key.block(block))),
             );
         }
         let mut hashed = segment.hashed.lock();

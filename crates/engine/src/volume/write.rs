@@ -36,15 +36,12 @@ impl Volume {
     pub fn try_write(&self, writes: &[WriteRequest<'_>]) -> Result<usize> {
         let mut journal = self.journal.lock();
         let mut done = 0;
-        while let Some(write) = writes.get(done) {
+        while done < writes.len() {
             match self.try_some(&mut journal, &writes[done..]) {
                 Ok(Ok(count)) => done += count,
                 Ok(Err(_wait)) => break,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
-            }
-            if write.data.len() > ENTRY_BYTES_MAX {
-                break;
             }
         }
         Ok(done)
@@ -63,7 +60,7 @@ impl Volume {
             journal.check()?;
             return Ok(Ok(1));
         }
-        if length > ENTRY_BYTES_MAX - 2 * PAGE_BYTES {
+        if length > self.piece_bytes() {
             return Ok(Err(Wait::Room));
         }
         if !is_aligned(write.offset) || !is_aligned(length as u64) {
@@ -74,7 +71,7 @@ impl Volume {
         }
         let size = self.size_bytes();
         let fits = |write: &&WriteRequest<'_>| {
-            write.data.len() <= ENTRY_BYTES_MAX
+            write.data.len() <= self.piece_bytes()
                 && write.offset.checked_add(write.data.len() as u64).is_some_and(|end| end <= size)
         };
         let mut bytes = 0;
@@ -97,7 +94,7 @@ impl Volume {
         loop {
             // Cut at block borders, so that at most the ends are parts of blocks.
             let skew = (at % BLOCK_BYTES) as usize;
-            let piece = rest.split_to(rest.len().min(ENTRY_BYTES_MAX / 2 - skew));
+            let piece = rest.split_to(rest.len().min(self.piece_bytes() - skew));
             self.submit(|journal| self.write_part(journal, at, &piece)).await?;
             at += piece.len() as u64;
             if rest.is_empty() {
@@ -273,6 +270,12 @@ impl Volume {
         }
     }
 
+    /// Most bytes of a write that are appended at once; longer ones are cut.
+    fn piece_bytes(&self) -> usize {
+        let half_segment = self.context.config.segment_pages as usize / 2 * PAGE_BYTES;
+        (ENTRY_BYTES_MAX / 2).min(half_segment)
+    }
+
     fn check_range(&self, offset: u64, length: u64) -> Result<()> {
         let size = self.size_bytes();
         let sectors = offset.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES);
@@ -390,6 +393,8 @@ pub(crate) fn check_size(size_bytes: u64) -> Result<()> {
     }
     Err(Error::new(
         ErrorKind::Invalid,
-        format!("{size_bytes} bytes are no size for a volume; take a multiple of 512 up to 256 TiB"),
+        format!(
+            "{size_bytes} bytes are no size for a volume; take a multiple of 512 up to 256 TiB"
+        ),
     ))
 }

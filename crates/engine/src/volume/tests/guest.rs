@@ -11,10 +11,16 @@ async fn written_bytes_are_read_at_any_alignment() {
     let context = host(dir.path(), small(), &Arc::default(), Disk::default());
     let volume = created(&context, SIZE).await;
     let mut expect = vec![0; SIZE as usize];
-    for (number, (offset, length)) in
-        [(0, 4096), (512, 512), (4096 - 512, 1024), (10_240, 512), (8192, 300 << 10), (SIZE - 512, 512)]
-            .into_iter()
-            .enumerate()
+    for (number, (offset, length)) in [
+        (0, 4096),
+        (512, 512),
+        (4096 - 512, 1024),
+        (10_240, 512),
+        (8192, 300 << 10),
+        (SIZE - 512, 512),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let data = pattern(number as u64 + 1, length);
         volume.write(offset, data.clone(), number % 2 == 0).await.unwrap();
@@ -45,7 +51,10 @@ async fn a_batch_is_written_in_order() {
         match volume.try_write(&writes[done..]).unwrap() {
             0 => {
                 let write = writes[done];
-                volume.write(write.offset, Bytes::copy_from_slice(write.data), false).await.unwrap();
+                volume
+                    .write(write.offset, Bytes::copy_from_slice(write.data), false)
+                    .await
+                    .unwrap();
                 done += 1;
             }
             count => done += count,
