@@ -62,6 +62,7 @@ pub const OWNERSHIP_ASK_SWITCH: std::time::Duration = std::time::Duration::from_
 
 /// Longest wait for the write right in one request.
 pub const OWNERSHIP_RIGHT_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Milliseconds that a forwarded request waits for those before it in its session: they are on the
 /// wire, or their forwarder is gone.
 pub const SESSION_WAIT_MS: u64 = 10_000;
