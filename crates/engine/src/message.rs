@@ -4,8 +4,9 @@
 //! asks for may be more than one answer can carry; then the answer is a prefix and the asker goes
 //! on from there. Every request may be repeated: it is either idempotent or numbered.
 
-use pannier_core::ids::{HostId, ObjectHash, RequestNumber, SegmentId, SessionId, VolumeId};
+use pannier_core::ids::{Epoch, HostId, ObjectHash, RequestNumber, SegmentId, SessionId, VolumeId};
 use pannier_core::units::PageIndex;
+use pannier_core::volume::Position;
 use serde::{Deserialize, Serialize};
 
 /// Largest payload of a request or an answer: one segment's metadata with 4096 data pages in the
@@ -22,17 +23,6 @@ pub struct PageRun {
     pub first: PageIndex,
     /// How many.
     pub count: u32,
-}
-
-/// A place in a volume's log: behind the first `entries` entries of `segment`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct LogPosition {
-    /// The segment, or `None` for the log's beginning.
-    pub segment: Option<pannier_core::ids::SegmentName>,
-    /// Entries of it that lie before the position.
-    pub entries: u32,
-    /// Chain CRC of the last of these entries, so that a diverged log is noticed.
-    pub chain_crc: u32,
 }
 
 /// A request to a peer.
@@ -54,8 +44,13 @@ pub enum Request {
     OpenSession {
         /// The volume.
         volume: VolumeId,
-        /// The new session, drawn at random by the asker.
+        /// The session, larger than every earlier one of the asking host.
         session: SessionId,
+        /// Whether it was opened before, at this or at a former owner: then it is never opened anew.
+        resumed: bool,
+        /// Epoch of the last takeover that was known when the attachment was made: an attachment made
+        /// before a takeover is refused.
+        lineage: Epoch,
     },
     /// Ends a session and releases the write right that it held.
     CloseSession {
@@ -84,6 +79,11 @@ pub enum Request {
         offset: u64,
         /// Bytes, a multiple of 512, at most [`FORWARD_BYTES_MAX`].
         length: u32,
+    },
+    /// Makes durable at the owner what was written before, by whomever.
+    Flush {
+        /// The volume.
+        volume: VolumeId,
     },
     /// Asks for the states of a range at the owner.
     BlockStatus {
@@ -117,12 +117,12 @@ pub enum Request {
         /// The pages' hashes, at most 256.
         pages: Vec<ObjectHash>,
     },
-    /// Asks for what the log holds, durable, behind a position; waits for news a bounded time.
+    /// Asks for the sealed segments of the log behind a position; waits for news a bounded time.
     Log {
         /// The volume.
         volume: VolumeId,
         /// The asker has everything before it.
-        after: LogPosition,
+        after: Position,
         /// Longest wait for news.
         wait_ms: u32,
     },
@@ -279,12 +279,14 @@ pub enum Response {
     SessionOpened {
         /// The volume's size.
         size_bytes: u64,
-        /// The last number that the session has executed (0 when it is new).
-        applied: RequestNumber,
     },
-    /// The session is not the asking host's current one: open a new one.
-    NoSession,
-    /// Done: answer to [`Request::CloseSession`], [`Request::Forward`] and [`Request::Resize`].
+    /// The session is not the asking host's current one, which is given.
+    NoSession {
+        /// The current one.
+        current: Option<SessionId>,
+    },
+    /// Done: answer to [`Request::CloseSession`], [`Request::Forward`],
+    /// [`Request::Flush`] and [`Request::Resize`].
     Done {
         /// The volume's size.
         size_bytes: u64,
@@ -310,18 +312,25 @@ pub enum Response {
     },
     /// Answer to [`Request::MapPages`]; the payload are the pages, one behind the other.
     MapPages {
+        /// How the payload is encoded, as a whole.
+        encoding: Encoding,
         /// Length of each answered page.
         lengths: Vec<u32>,
     },
     /// Answer to [`Request::Log`]; the payload is the batch.
     Log {
-        /// The owner's durable position.
-        durable: LogPosition,
+        /// How the payload is encoded.
+        encoding: Encoding,
+        /// The end of the asked host's sealed log.
+        end: Position,
     },
     /// The position is not (any more) in this log: start from the checkpoint.
     LogGone,
     /// Answer to [`Request::SegmentMeta`]; the payload is the metadata.
-    SegmentMeta,
+    SegmentMeta {
+        /// How the payload is encoded.
+        encoding: Encoding,
+    },
     /// Answer to [`Request::Pages`].
     Pages {
         /// What the payload holds, in order.
@@ -378,7 +387,7 @@ pub struct MoveProgress {
     pub bytes_done: u64,
     /// Bytes received from peers for it, as encoded on the wire.
     pub wire_bytes: u64,
-    /// Page bytes received that were already here.
+    /// Page bytes that were asked for again because an answer was lost.
     pub resent_bytes: u64,
     /// Live segments in all.
     pub segments_total: u64,

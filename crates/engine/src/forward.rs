@@ -1,0 +1,686 @@
+//! Forwarding to the owner: sessions and numbered requests, each executed exactly once.
+//!
+//! An attachment has one session from its first forwarded change to its last disconnect. Every
+//! change that is forwarded takes the session's next number, and keeps it for ever: it is repeated
+//! under it at whichever host owns the volume, this one included, until it is answered. The owner
+//! writes the number into the log together with what the request does, so no owner executes it
+//! twice. A number that is not going to be used (its request failed, or its guest has gone) is
+//! filled by a request that does nothing, so that the numbers that owners remember stay dense.
+
+use crate::attachment::{Mutation, Route, news};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{ExtentKind, FORWARD_BYTES_MAX, ForwardOp, Request, Response};
+use crate::mover::{Mover, Room, limits};
+use crate::port::{Class, ExtentState, StatusExtent};
+use bytes::Bytes;
+use pannier_core::ids::{Epoch, HostId, RequestNumber, SessionId};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What of an attachment concerns forwarding.
+pub(crate) struct Forwarder {
+    state: Mutex<State>,
+    /// One opens the session, the others wait.
+    opening: tokio::sync::Mutex<()>,
+    window: Arc<Semaphore>,
+    ended: AtomicBool,
+    /// Failures in a row, for the pause before the next try.
+    failures: AtomicU32,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<Session>,
+    /// The newest session id used.
+    newest: u64,
+    /// Epoch of the last takeover that was known when the guest connected.
+    lineage: Epoch,
+    /// The owner as a peer told it, newer than the route.
+    hint: Option<HostId>,
+    /// Why the attachment has ended.
+    ended: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+struct Session {
+    id: SessionId,
+    last: RequestNumber,
+    /// Where it was opened last; it was opened before when there is one.
+    at: Option<HostId>,
+    /// Whether the owner has made durable what others had written before.
+    flushed: bool,
+    /// Whether it has changed anything: it then holds the write right.
+    wrote: bool,
+}
+
+impl Default for Forwarder {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            window: Arc::new(Semaphore::new(limits::FORWARDED_MAX)),
+            ended: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+        }
+    }
+}
+
+/// A request number that is in use, from its first sending to its answer.
+pub(crate) struct Numbered {
+    mover: Arc<Mover>,
+    room: Arc<Room>,
+    session: SessionId,
+    number: RequestNumber,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Numbered {
+    /// The request was answered: the number is used up.
+    fn answered(mut self) {
+        self.permit = None;
+    }
+}
+
+impl Drop for Numbered {
+    /// A number that was not answered is filled in the background.
+    fn drop(&mut self) {
+        let (Some(permit), Ok(runtime)) =
+            (self.permit.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let skip = Self {
+            mover: self.mover.clone(),
+            room: self.room.clone(),
+            session: self.session,
+            number: self.number,
+            permit: None,
+        };
+        // Detached: it ends by itself, with the session at the latest.
+        drop(runtime.spawn(async move {
+            skip.fill().await;
+            drop(permit);
+        }));
+    }
+}
+
+impl Numbered {
+    /// Uses the number up without doing anything, wherever the volume is.
+    async fn fill(&self) {
+        let (mover, room) = (&self.mover, &self.room);
+        while !mover.closed.is_cancelled() && room.forwarder.is_current(self.session) {
+            let mut changes = room.changed.subscribe();
+            let route = room.route.load_full();
+            let done = match &*route {
+                Route::Local(_) => {
+                    let here = self.here(ForwardOp::Skip, Bytes::new()).await;
+                    matches!(here, Ok(Response::Done { .. } | Response::NoSession { .. }))
+                }
+                Route::Forward(host) => {
+                    let host = room.forwarder.target(*host);
+                    let request = self.request(ForwardOp::Skip);
+                    let call = mover.peers.call(host, Class::Control, request, Bytes::new());
+                    matches!(
+                        call.await,
+                        Ok((Response::Done { .. } | Response::NoSession { .. }, _))
+                    )
+                }
+                Route::Switching => false,
+                Route::Ended(_) => true,
+            };
+            if done {
+                return;
+            }
+            news(&mut changes, limits::RETRY_MAX).await;
+        }
+    }
+
+    /// Executes something under the number at this host, the owner.
+    async fn here(&self, op: ForwardOp, payload: Bytes) -> Result<Response> {
+        let (mover, key) = (&self.mover, (self.session, self.number));
+        let answer = mover.serve_change(mover.host(), self.room.id, key, op, payload).await?;
+        Ok(answer.0)
+    }
+
+    fn request(&self, op: ForwardOp) -> Request {
+        let (volume, session, number) = (self.room.id, self.session, self.number);
+        Request::Forward { volume, session, number, op }
+    }
+}
+
+/// One try of a change at a host.
+pub(crate) struct Change<'a> {
+    forwarder: &'a Forwarder,
+    mover: &'a Arc<Mover>,
+    room: &'a Arc<Room>,
+    host: HostId,
+    mutation: &'a Mutation,
+}
+
+impl Mutation {
+    /// As a message and its payload.
+    fn forwarded(&self) -> (ForwardOp, Bytes) {
+        match self {
+            Self::Write { offset, data, .. } => {
+                (ForwardOp::Write { offset: *offset }, data.clone())
+            }
+            Self::Discard { offset, length, .. } => {
+                (ForwardOp::Discard { offset: *offset, length: *length }, Bytes::new())
+            }
+            Self::WriteZeroes { offset, length, allocate, .. } => {
+                let (offset, length, allocate) = (*offset, *length, *allocate);
+                (ForwardOp::WriteZeroes { offset, length, allocate }, Bytes::new())
+            }
+        }
+    }
+
+    /// The pieces that fit into messages, when it does not fit into one.
+    pub(crate) fn pieces(&self) -> Option<Vec<Self>> {
+        let Self::Write { offset, data, fua } = self else { return None };
+        let piece = FORWARD_BYTES_MAX as usize;
+        if data.len() <= piece {
+            return None;
+        }
+        let starts = (0..data.len()).step_by(piece);
+        Some(
+            starts
+                .map(|start| Self::Write {
+                    offset: offset + start as u64,
+                    data: data.slice(start..data.len().min(start + piece)),
+                    fua: *fua,
+                })
+                .collect(),
+        )
+    }
+}
+
+impl Change<'_> {
+    /// Tries once. `true`: it is done and durable. `false`: route anew and try again, with the same
+    /// `numbered`.
+    ///
+    /// # Errors
+    /// What the owner failed with, when repeating it cannot help.
+    pub(crate) async fn run(&self, numbered: &mut Option<Numbered>) -> Result<bool> {
+        let mut changes = self.room.changed.subscribe();
+        let host = self.forwarder.target(self.host);
+        if host == self.mover.host() {
+            news(&mut changes, limits::RECHECK).await;
+            return Ok(false);
+        }
+        if !self.forwarder.ensure_open(self.mover, self.room, host).await? {
+            return Ok(false);
+        }
+        if numbered.is_none() {
+            *numbered = Some(self.forwarder.number(self.mover, self.room).await?);
+        }
+        let Some(current) = numbered.as_ref() else { return Ok(false) };
+        let (op, payload) = self.mutation.forwarded();
+        let call = self.mover.peers.call(host, Class::Demand, current.request(op), payload);
+        let answer = tokio::select! {
+            answer = call => answer,
+            _ = changes.changed() => return Ok(false),
+        };
+        match answer {
+            Ok((Response::Done { size_bytes }, _)) => {
+                self.forwarder.wrote(self.room, size_bytes);
+                if let Some(numbered) = numbered.take() {
+                    numbered.answered();
+                }
+                Ok(true)
+            }
+            Ok((Response::NoSession { .. }, _)) => {
+                self.forwarder.end("its session was ended at the owner, by a takeover");
+                self.forwarder.check().map(|()| false)
+            }
+            other => {
+                let again = self.forwarder.again(&mut changes, host, other).await;
+                // The number is filled when `numbered` is dropped with the request.
+                again.map(|()| false)
+            }
+        }
+    }
+}
+
+impl Forwarder {
+    /// A change, to be tried at `host`.
+    pub(crate) fn change<'a>(
+        &'a self,
+        mover: &'a Arc<Mover>,
+        room: &'a Arc<Room>,
+        host: HostId,
+        mutation: &'a Mutation,
+    ) -> Change<'a> {
+        Change { forwarder: self, mover, room, host, mutation }
+    }
+
+    /// Executes a change here, at the new owner, that may have been executed by a former one: under
+    /// its number, in its turn. `false`: route anew and try again.
+    ///
+    /// # Errors
+    /// What it failed with, when repeating it cannot help.
+    pub(crate) async fn finish_here(
+        &self,
+        numbered: &mut Option<Numbered>,
+        mutation: &Mutation,
+    ) -> Result<bool> {
+        let Some(current) = numbered.as_ref() else { return Ok(false) };
+        let mut changes = current.room.changed.subscribe();
+        let (op, payload) = mutation.forwarded();
+        match current.here(op, payload).await? {
+            Response::Done { .. } => {
+                if let Some(numbered) = numbered.take() {
+                    numbered.answered();
+                }
+                Ok(true)
+            }
+            Response::NoSession { .. } => {
+                self.end("its session was ended by a takeover");
+                self.check().map(|()| false)
+            }
+            _ => {
+                news(&mut changes, limits::RETRY_FIRST).await;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Reads at `host`. `false`: route anew and try again.
+    ///
+    /// # Errors
+    /// What the owner failed with, when repeating it cannot help.
+    pub(crate) async fn read(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<bool> {
+        let piece = FORWARD_BYTES_MAX as usize;
+        let mut start = offset;
+        for group in into.chunks_mut(piece * limits::FORWARDED_PIECES_MAX) {
+            let mut reads = Vec::new();
+            for part in group.chunks_mut(piece) {
+                let length = part.len() as u64;
+                reads.push(self.read_piece(mover, room, host, start, part));
+                start += length;
+            }
+            if !futures::future::try_join_all(reads).await?.into_iter().all(|done| done) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn read_piece(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<bool> {
+        let request = Request::Read { volume: room.id, offset, length: into.len() as u32 };
+        match self.ask(mover, room, self.target(host), request).await? {
+            Some((Response::Data { size_bytes }, bytes)) if bytes.len() == into.len() => {
+                room.size_bytes.store(size_bytes, Ordering::Relaxed);
+                into.copy_from_slice(&bytes);
+                Ok(true)
+            }
+            Some(_other) => Err(unexpected(room, host, "a read")),
+            None => Ok(false),
+        }
+    }
+
+    /// Asks for block states at `host`: offset, length, most extents. `None`: route anew.
+    ///
+    /// # Errors
+    /// What the owner failed with, when repeating it cannot help.
+    pub(crate) async fn block_status(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+        (offset, length, extents_max): (u64, u64, usize),
+    ) -> Result<Option<Vec<StatusExtent>>> {
+        let extents_max = extents_max.min(limits::EXTENTS_MAX) as u32;
+        let request = Request::BlockStatus { volume: room.id, offset, length, extents_max };
+        let extent = |(length, kind)| StatusExtent {
+            length,
+            state: match kind {
+                ExtentKind::Data => ExtentState::Data,
+                ExtentKind::Zero => ExtentState::Zero,
+                ExtentKind::Hole => ExtentState::Hole,
+            },
+        };
+        match self.ask(mover, room, self.target(host), request).await? {
+            Some((Response::Extents(runs), _)) => Ok(Some(runs.into_iter().map(extent).collect())),
+            Some(_other) => Err(unexpected(room, host, "a status request")),
+            None => Ok(None),
+        }
+    }
+
+    /// Grows the volume at `host`. `false`: route anew.
+    ///
+    /// # Errors
+    /// What the owner failed with, when repeating it cannot help.
+    pub(crate) async fn resize(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+        size_bytes: u64,
+    ) -> Result<bool> {
+        let request = Request::Resize { volume: room.id, size_bytes };
+        self.done(mover, room, host, request, "a resize").await
+    }
+
+    /// Flushes at `host` what others may have written there before this attachment; its own changes
+    /// are durable when they are acknowledged. `false`: route anew.
+    ///
+    /// # Errors
+    /// What the owner failed with, when repeating it cannot help.
+    pub(crate) async fn flush(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+    ) -> Result<bool> {
+        let shared = mover.directory.volume(room.id).is_some_and(|found| found.record.shared);
+        let session = self.state.lock().session;
+        if !shared && session.is_some_and(|session| session.wrote && session.flushed) {
+            return Ok(true);
+        }
+        let wrote = session.is_some_and(|session| session.wrote);
+        let request = Request::Flush { volume: room.id };
+        if !self.done(mover, room, host, request, "a flush").await? {
+            return Ok(false);
+        }
+        if let Some(session) = &mut self.state.lock().session {
+            session.flushed = wrote;
+        }
+        Ok(true)
+    }
+
+    async fn done(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+        request: Request,
+        what: &str,
+    ) -> Result<bool> {
+        match self.ask(mover, room, self.target(host), request).await? {
+            Some((Response::Done { size_bytes }, _)) => {
+                room.size_bytes.store(size_bytes, Ordering::Relaxed);
+                Ok(true)
+            }
+            Some(_other) => Err(unexpected(room, host, what)),
+            None => Ok(false),
+        }
+    }
+
+    /// Sends a request that may be repeated at will to exactly `host`. `None`: route anew.
+    async fn ask(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+        request: Request,
+    ) -> Result<Option<(Response, Bytes)>> {
+        let mut changes = room.changed.subscribe();
+        if host == mover.host() {
+            news(&mut changes, limits::RECHECK).await;
+            return Ok(None);
+        }
+        let call = mover.peers.call(host, Class::Demand, request, Bytes::new());
+        let answer = tokio::select! {
+            answer = call => answer,
+            _ = changes.changed() => return Ok(None),
+        };
+        match answer {
+            Ok((Response::Moved { .. } | Response::Busy { .. }, _)) | Err(_) => {
+                self.again(&mut changes, host, answer).await.map(|()| None)
+            }
+            Ok(answer) => {
+                self.failures.store(0, Ordering::Relaxed);
+                Ok(Some(answer))
+            }
+        }
+    }
+
+    /// What to do about an answer that is none: note where the owner is, pause, try again; or fail.
+    async fn again(
+        &self,
+        changes: &mut tokio::sync::watch::Receiver<u64>,
+        host: HostId,
+        answer: Result<(Response, Bytes)>,
+    ) -> Result<()> {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed);
+        match answer {
+            Ok((Response::Moved { owner }, _)) => {
+                let elsewhere = owner.filter(|owner| *owner != host);
+                self.state.lock().hint = elsewhere;
+                // The first redirection is followed at once; two hosts that point at each other
+                // are waited for.
+                if elsewhere.is_some() && failures == 0 {
+                    return Ok(());
+                }
+            }
+            Ok((Response::Busy { cause }, _)) => {
+                tracing::debug!(%host, cause, "the owner asks to wait");
+            }
+            Ok(_other) => {
+                let context = format!("host {host} gave an answer that does not fit a change");
+                return Err(Error::new(ErrorKind::Internal, context));
+            }
+            Err(error) => {
+                if !may_pass(error.kind()) {
+                    return Err(error);
+                }
+                if failures >= limits::HINT_FAILURES_MAX {
+                    self.state.lock().hint = None;
+                }
+                tracing::debug!(%host, %error, "the owner cannot be reached, will ask again");
+            }
+        }
+        news(changes, pause(failures)).await;
+        Ok(())
+    }
+
+    /// Where to send: the owner as a peer told it, else where the route says.
+    fn target(&self, host: HostId) -> HostId {
+        self.state.lock().hint.unwrap_or(host)
+    }
+
+    /// Whether this is the attachment's session.
+    pub(crate) fn is_current(&self, session: SessionId) -> bool {
+        self.state.lock().session.is_some_and(|current| current.id == session)
+    }
+
+    fn wrote(&self, room: &Room, size_bytes: u64) {
+        room.size_bytes.store(size_bytes, Ordering::Relaxed);
+        self.failures.store(0, Ordering::Relaxed);
+        if let Some(session) = &mut self.state.lock().session {
+            session.wrote = true;
+        }
+    }
+
+    /// Takes the session's next number, when the window has room.
+    async fn number(&self, mover: &Arc<Mover>, room: &Arc<Room>) -> Result<Numbered> {
+        let permit = self.window.clone().acquire_owned().await;
+        let permit = permit.map_err(|_closed| mover.closing("forwarding"))?;
+        let mut state = self.state.lock();
+        let Some(session) = &mut state.session else {
+            let context = "its session was closed under it; try again";
+            return Err(Error::new(ErrorKind::Unavailable, context));
+        };
+        session.last.0 += 1;
+        Ok(Numbered {
+            mover: mover.clone(),
+            room: room.clone(),
+            session: session.id,
+            number: session.last,
+            permit: Some(permit),
+        })
+    }
+
+    /// Sees to it that the session is open at `host`. `false`: route anew.
+    async fn ensure_open(
+        &self,
+        mover: &Arc<Mover>,
+        room: &Arc<Room>,
+        host: HostId,
+    ) -> Result<bool> {
+        let open = |state: &State| state.session.is_some_and(|session| session.at == Some(host));
+        if open(&self.state.lock()) {
+            return Ok(true);
+        }
+        let _one = self.opening.lock().await;
+        let (session, lineage) = {
+            let mut state = self.state.lock();
+            if open(&state) {
+                return Ok(true);
+            }
+            let (fresh, lineage) = (state.newest, state.lineage);
+            let session = *state.session.get_or_insert_with(|| Session {
+                id: draw_session(fresh),
+                last: RequestNumber(0),
+                at: None,
+                flushed: false,
+                wrote: false,
+            });
+            (session, lineage)
+        };
+        let (volume, resumed) = (room.id, session.at.is_some());
+        let request = Request::OpenSession { volume, session: session.id, resumed, lineage };
+        match self.ask(mover, room, host, request).await? {
+            Some((Response::SessionOpened { size_bytes }, _)) => {
+                room.size_bytes.store(size_bytes, Ordering::Relaxed);
+                let mut state = self.state.lock();
+                state.newest = state.newest.max(session.id.0);
+                if let Some(current) = state.session.as_mut().filter(|now| now.id == session.id) {
+                    current.at = Some(host);
+                }
+                Ok(true)
+            }
+            Some((Response::NoSession { current }, _)) if !resumed => {
+                let mut state = self.state.lock();
+                state.newest = state.newest.max(current.map_or(0, |current| current.0));
+                state.session = None;
+                Ok(false)
+            }
+            Some((Response::NoSession { .. }, _)) => {
+                self.end("its session was ended at the owner, by a takeover");
+                self.check().map(|()| false)
+            }
+            Some(_other) => Err(unexpected(room, host, "the opening of a session")),
+            None => Ok(false),
+        }
+    }
+
+    /// Tells that the route has changed: what peers told about the owner is older.
+    pub(crate) fn route_changed(&self) {
+        self.state.lock().hint = None;
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// Tells that the first guest of a new attachment has connected, and the epoch of the last
+    /// takeover that is known.
+    pub(crate) fn attached(&self, lineage: Epoch) {
+        let mut state = self.state.lock();
+        state.ended = None;
+        state.lineage = lineage;
+        self.ended.store(false, Ordering::Release);
+    }
+
+    /// Ends the attachment: its guest must not go on.
+    pub(crate) fn end(&self, cause: &str) {
+        let mut state = self.state.lock();
+        state.session = None;
+        state.ended = Some(cause.to_owned());
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Whether the guest may go on.
+    ///
+    /// # Errors
+    /// `Fenced` when the attachment has ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let state = self.state.lock();
+        let cause = state.ended.as_deref().unwrap_or("it has ended");
+        let context = format!(
+            "this attachment may not go on: {cause}; stop the guest, check what it lost, and \
+             connect anew"
+        );
+        Err(Error::new(ErrorKind::Fenced, context))
+    }
+
+    /// The last connection has ended: gives back what the attachment holds.
+    pub(crate) async fn disconnected(&self, mover: &Arc<Mover>, room: &Arc<Room>) {
+        let session = self.state.lock().session.take();
+        for _attempt in 0..limits::RELEASE_TRIES_MAX {
+            let connected = room.connections.load(Ordering::Acquire) > 0;
+            if connected || mover.closed.is_cancelled() {
+                return;
+            }
+            let mut changes = room.changed.subscribe();
+            let route = room.route.load_full();
+            match (&*route, session) {
+                (Route::Local(_), _) => {
+                    if let Ok(ownership) = mover.ownership() {
+                        ownership.release_right(room.id).await;
+                    }
+                    return;
+                }
+                (Route::Forward(host), Some(session)) => {
+                    let request = Request::CloseSession { volume: room.id, session: session.id };
+                    let asked = self.ask(mover, room, self.target(*host), request).await;
+                    if !matches!(asked, Ok(None)) {
+                        return;
+                    }
+                }
+                (Route::Switching, _) => {
+                    news(&mut changes, limits::RETRY_MAX).await;
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Whether an error at the owner can pass by itself, so that the request is to be repeated.
+fn may_pass(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Unavailable | ErrorKind::Fenced | ErrorKind::NotFound | ErrorKind::Closed => {
+            true
+        }
+        ErrorKind::Invalid | ErrorKind::Corrupt | ErrorKind::NoSpace | ErrorKind::Internal => false,
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    (limits::RETRY_FIRST * 2_u32.saturating_pow(failures.min(8))).min(limits::RETRY_MAX)
+}
+
+fn unexpected(room: &Room, host: HostId, what: &str) -> Error {
+    let context = format!(
+        "volume {}: host {host} answered {what} with something else; upgrade the older host",
+        room.id
+    );
+    Error::new(ErrorKind::Internal, context)
+}
+
+/// A session id that is larger than all before it of this host, also of earlier daemons (44 bits of
+/// milliseconds), and in all likelihood different from those of other hosts (20 random bits).
+fn draw_session(newest: u64) -> SessionId {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let drawn = ((since.as_millis() as u64) << 20) | u64::from(rand::random::<u32>() & 0xf_ffff);
+    SessionId(drawn.max(newest + 1))
+}

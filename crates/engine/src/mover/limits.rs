@@ -1,0 +1,79 @@
+//! Every bound of the mover, with its reason.
+
+use std::time::Duration;
+
+/// Forwarded changes of one attachment that are outstanding: with at most 256 KiB each, 32 MiB, and a
+/// tenth of what owners remember of a session ([`pannier_core::volume::session::IN_FLIGHT_MAX`]).
+pub const FORWARDED_MAX: usize = 128;
+
+/// Pieces of one large read or write that are under way at once: 4 MiB.
+pub const FORWARDED_PIECES_MAX: usize = 16;
+
+/// Most block states in one answer: 40 KiB.
+pub const EXTENTS_MAX: usize = 4096;
+
+/// Pause before a request is routed anew when the route is about to change.
+pub const RECHECK: Duration = Duration::from_millis(5);
+
+/// First pause before a request is repeated at a host that could not answer it.
+pub const RETRY_FIRST: Duration = Duration::from_millis(10);
+
+/// Longest such pause: what a guest waits beyond the owner's return.
+pub const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Longest wait for a change of the route before it is looked at again.
+pub const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Failures in a row after which what a peer said about the owner counts no more.
+pub const HINT_FAILURES_MAX: u32 = 3;
+
+/// Tries to give the write right back after a disconnect; the next attachment takes it otherwise.
+pub const RELEASE_TRIES_MAX: u32 = 30;
+
+/// Longest wait of a forwarded request at the owner, for a switch to end or for the write right,
+/// before it is told to ask again: short against a stream's idle time.
+pub const BUSY_WAIT: Duration = Duration::from_secs(2);
+
+/// Runs of pages in one request.
+pub const RUNS_MAX: usize = 256;
+
+/// Bytes of log in one answer, about: several fit into the window of a WAN.
+pub const LOG_BYTES_MAX: usize = 256 << 10;
+
+/// Longest wait for news of the log at the owner.
+pub const LOG_WAIT: Duration = Duration::from_secs(1);
+
+/// Pause of a source hunt that found nothing; grows to [`SOURCE_RETRY_MAX`].
+pub const SOURCE_RETRY_FIRST: Duration = Duration::from_millis(50);
+
+/// Longest such pause: a source that comes back is found within it.
+pub const SOURCE_RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// How long all sources must be reachable and without a good copy before a page counts as lost: a
+/// source that restarts answers before it has opened its volumes.
+pub const LOST_AFTER: Duration = Duration::from_secs(10);
+
+/// Segments that hydration pulls at once: enough that the window stays full across their ends.
+pub const HYDRATED_SEGMENTS_MAX: usize = 4;
+
+/// Segments that hydration stores at once: one core compresses.
+pub const STORED_SEGMENTS_MAX: usize = 2;
+
+/// Length in bytes of the pieces of the disk in whose order hydration looks for what is missing.
+pub const HYDRATION_STEP_BYTES: u64 = 64 << 20;
+
+/// Pause of hydration and proof when nothing can be done just now.
+pub const IDLE: Duration = Duration::from_millis(200);
+
+/// How often progress is written down.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Forwarded changes of one session that wait for their turn: twice what one forwarder sends, so that
+/// the requests of a restarted one fit beside those of its predecessor.
+pub const WAITING_MAX: usize = 2 * FORWARDED_MAX;
+
+/// Bytes of forwarded changes that are made durable together.
+pub const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Longest pause of hydration after a failure, such as a registry or a store that is away.
+pub const HYDRATION_RETRY_MAX: Duration = Duration::from_secs(5);
