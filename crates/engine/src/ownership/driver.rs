@@ -6,7 +6,7 @@ use crate::directory::{Directory, Registered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::port::Peers;
 use bytes::Bytes;
-use pannier_core::ids::{HostId, SessionId, VolumeId};
+use pannier_core::ids::{Epoch, HostId, SessionId, VolumeId};
 use pannier_core::record::VolumeRecord;
 use pannier_core::units::Time;
 use pannier_core::volume::Position;
@@ -28,7 +28,7 @@ pub(super) enum Input {
     /// Somebody asks for a change of ownership.
     Command { command: Command, reply: Reply<Outcome> },
     /// An attachment opens a session.
-    OpenSession { attachment: HostId, session: SessionId, reply: Reply<()> },
+    OpenSession { attachment: HostId, session: SessionId, lineage: Epoch, reply: Reply<()> },
     /// An attachment wants to write.
     AskRight { attachment: HostId, reply: Reply<()> },
     /// Anything else that needs no answer.
@@ -187,9 +187,8 @@ impl Driver {
                 self.handle(Event::Peer { from, message });
             }
             Input::Command { command, reply } => self.command(command, reply),
-            Input::OpenSession { attachment, session, reply } => {
+            Input::OpenSession { attachment, session, lineage, reply } => {
                 self.openers.push((attachment, session, reply));
-                let lineage = self.machine.lineage();
                 self.handle(Event::OpenSession { attachment, session, lineage });
             }
             Input::AskRight { attachment, reply } => {
@@ -337,7 +336,7 @@ impl Driver {
     }
 
     /// The epoch that this host lost.
-    pub(super) fn ended_epoch(&self) -> pannier_core::ids::Epoch {
+    pub(super) fn ended_epoch(&self) -> Epoch {
         match &self.machine.state().role {
             Role::Fenced { epoch, .. } => *epoch,
             Role::Owner { .. }

@@ -19,7 +19,7 @@ use crate::limits;
 use crate::port::Peers;
 use bytes::Bytes;
 use driver::{Driver, Input, Tools};
-use pannier_core::ids::{HostId, SessionId, VolumeId};
+use pannier_core::ids::{Epoch, HostId, SessionId, VolumeId};
 use pannier_core::volume::ownership::transaction::Plan;
 use pannier_core::volume::ownership::{BootId, Command, Event, LocalState, Machine, Outcome};
 use parking_lot::Mutex;
@@ -269,18 +269,22 @@ impl Owners {
         self.command(volume, Command::Takeover { fenced, at }).await
     }
 
-    /// Opens an attachment's session here, at the owner; durable when it returns.
+    /// Opens an attachment's session here, at the owner; durable when it returns. `lineage` is the
+    /// epoch of the last takeover known when the guest was attached.
     ///
     /// # Errors
-    /// `Fenced` when the session is not larger than the attachment's last, `Unavailable` when this
+    /// `Fenced` when the session is not larger than the attachment's last, or the attachment was made
+    /// before a takeover; `Unavailable` when this
     /// host does not serve the volume now.
     pub async fn open_session(
         &self,
         volume: VolumeId,
         attachment: HostId,
         session: SessionId,
+        lineage: Epoch,
     ) -> Result<()> {
-        self.ask(volume, |reply| Input::OpenSession { attachment, session, reply }).await
+        let open = |reply| Input::OpenSession { attachment, session, lineage, reply };
+        self.ask(volume, open).await
     }
 
     /// Ends an attachment's session, and frees the write right that it holds.

@@ -2,7 +2,7 @@
 
 use super::machine::Machine;
 use super::message::Effect;
-use super::state::Role;
+use super::state::{Role, Session};
 use crate::ids::{Epoch, HostId, SessionId};
 use std::collections::BTreeMap;
 
@@ -47,17 +47,18 @@ impl Machine {
     }
 
     fn session_counts(&self, attachment: HostId, session: SessionId) -> bool {
-        let open = self.state.sessions.get(&attachment);
+        let newest = self.state.sessions.get(&attachment);
         let durable = self.durable.sessions.get(&attachment);
-        let mut counts = open == Some(&session);
+        let wanted = Session { id: session, open: true };
+        let mut counts = newest == Some(&wanted);
         if self.rules.sessions_are_durable {
-            counts &= durable == Some(&session);
+            counts &= durable == Some(&wanted);
         }
         if !self.rules.new_session_ends_old {
-            counts |= open.is_some_and(|open| session < *open);
+            counts |= newest.is_some_and(|newest| session < newest.id);
         }
         if !self.rules.takeover_ends_sessions {
-            counts |= open.is_none();
+            counts |= newest.is_none();
         }
         counts
     }
@@ -68,11 +69,8 @@ impl Machine {
         if self.appends_under().is_none() {
             return BTreeMap::new();
         }
-        let counts = |(attachment, session): &(&HostId, &SessionId)| {
-            self.session_counts(**attachment, **session)
-        };
-        let open = self.state.sessions.iter().filter(counts);
-        open.map(|(attachment, session)| (*attachment, *session)).collect()
+        let newest = self.state.sessions.iter().map(|(attachment, it)| (*attachment, it.id));
+        newest.filter(|(attachment, session)| self.session_counts(*attachment, *session)).collect()
     }
 
     fn may_write(&self, attachment: HostId) -> bool {
@@ -94,23 +92,25 @@ impl Machine {
         if self.appends_under().is_none() {
             return;
         }
-        let open = self.state.sessions.get(&attachment).copied();
+        let newest = self.state.sessions.get(&attachment).copied();
         let stale = lineage < self.state.lineage && self.rules.takeover_ends_sessions;
-        if stale || open.is_some_and(|open| open > session) {
+        let over = |newest: Session| newest.id > session || (newest.id == session && !newest.open);
+        if stale || newest.is_some_and(over) {
             self.effects.push_back(Effect::SessionEnded { attachment, session });
             return;
         }
-        let ended = open.filter(|open| *open != session);
-        self.state.sessions.insert(attachment, session);
+        let ended = newest.filter(|old| old.open && old.id != session).map(|old| old.id);
+        self.state.sessions.insert(attachment, Session { id: session, open: true });
         self.opening.insert(attachment, (session, ended));
     }
 
     pub(super) fn handle_close_session(&mut self, attachment: HostId, session: SessionId) {
         let owner = matches!(self.state.role, Role::Owner { .. });
-        if !owner || self.state.sessions.get(&attachment) != Some(&session) {
+        let wanted = Session { id: session, open: true };
+        if !owner || self.state.sessions.get(&attachment) != Some(&wanted) {
             return;
         }
-        self.state.sessions.remove(&attachment);
+        self.state.sessions.insert(attachment, Session { id: session, open: false });
         self.opening.remove(&attachment);
         if self.state.right.holder == Some(attachment) {
             self.state.right.holder = None;
@@ -187,7 +187,7 @@ impl Machine {
         }
         let view = if self.rules.sessions_are_durable { &self.durable } else { &self.state };
         let ready = |attachment: &HostId, session: &SessionId| {
-            view.sessions.get(attachment) == Some(session)
+            view.sessions.get(attachment) == Some(&Session { id: *session, open: true })
         };
         let effects = &mut self.effects;
         self.opening.retain(|attachment, (session, ended)| {

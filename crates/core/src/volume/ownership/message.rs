@@ -1,12 +1,12 @@
 //! What the machine is told and what it says: commands, events, effects, messages between hosts.
 
-use super::state::{LocalState, Right};
+use super::state::{LocalState, Right, Sessions};
 use super::transaction::{Change, Plan, Refusal};
 use crate::ids::{Epoch, HostId, Incarnation, SessionId};
 use crate::record::VolumeRecord;
 use crate::volume::Position;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// The right to append, handed from one host to another. Sent by the giver only, to the taker only,
 /// after it is durable at the giver, and repeated until it is answered.
@@ -26,8 +26,8 @@ pub struct Grant {
     pub right: Right,
     /// The epoch of the last takeover, 0 when there was none.
     pub lineage: Epoch,
-    /// The session that each attachment has open.
-    pub sessions: BTreeMap<HostId, SessionId>,
+    /// The newest session of each attachment.
+    pub sessions: Sessions,
 }
 
 /// A taker's answer to a GRANT.

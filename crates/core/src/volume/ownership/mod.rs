@@ -17,4 +17,4 @@ pub use attach::Admission;
 pub use machine::Machine;
 pub use message::{Command, Effect, Event, Grant, GrantAnswer, Message, Outcome, Route};
 pub use rules::Rules;
-pub use state::{BootId, LocalState, Right, Role, STATE_BYTES_MAX, StateError};
+pub use state::{BootId, LocalState, Right, Role, STATE_BYTES_MAX, Session, Sessions, StateError};

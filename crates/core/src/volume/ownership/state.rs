@@ -23,6 +23,19 @@ pub struct Right {
     pub shared: bool,
 }
 
+/// The newest session of an attachment. It is kept when it is closed, so that an older one that
+/// arrives late is not taken for a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Session {
+    /// The session.
+    pub id: SessionId,
+    /// Whether it is open.
+    pub open: bool,
+}
+
+/// The newest session of each attachment, by its host: as many as the cluster has hosts, at most.
+pub type Sessions = BTreeMap<HostId, Session>;
+
 /// A host's part in a volume's ownership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
@@ -87,8 +100,8 @@ pub struct LocalState {
     pub role: Role,
     /// Who may write; counts at the owner.
     pub right: Right,
-    /// The session that each attachment has open; counts at the owner.
-    pub sessions: BTreeMap<HostId, SessionId>,
+    /// The newest session of each attachment; counts at the owner.
+    pub sessions: Sessions,
 }
 
 impl LocalState {
