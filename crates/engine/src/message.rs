@@ -143,6 +143,11 @@ pub enum Request {
         /// The volume.
         volume: VolumeId,
     },
+    /// An operator's request that concerns another host; encoded by [`crate::host`].
+    Host {
+        /// The request.
+        request: Vec<u8>,
+    },
     /// Grows a volume at its owner. Idempotent.
     Resize {
         /// The volume.
@@ -341,6 +346,8 @@ pub enum Response {
     },
     /// Answer to [`Request::Progress`].
     Progress(MoveProgress),
+    /// Answer to [`Request::Host`]; encoded by [`crate::host`] in the payload.
+    Host,
 }
 
 /// State of a run of a device's bytes, on the wire.

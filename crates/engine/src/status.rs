@@ -92,7 +92,7 @@ pub struct VolumeStatus {
 }
 
 /// What one host holds of a volume and does for it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The host.
     pub host: HostId,
@@ -143,8 +143,8 @@ pub enum MovePhase {
 /// A move under way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MoveStatus {
-    /// The source.
-    pub from: HostId,
+    /// The source; not known any more when the target was restarted behind the switch.
+    pub from: Option<HostId>,
     /// The target.
     pub to: HostId,
     /// How far it is.

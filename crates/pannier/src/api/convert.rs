@@ -105,7 +105,7 @@ fn place(place: &Place, hosts: &Hosts) -> types::Place {
 
 fn movement(movement: MoveStatus, hosts: &Hosts) -> types::Movement {
     types::Movement {
-        from: hosts.name(movement.from),
+        from: movement.from.map(|from| hosts.name(from)),
         to: hosts.name(movement.to),
         to_site: hosts.site(movement.to),
         phase: match movement.phase {

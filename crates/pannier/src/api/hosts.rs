@@ -19,7 +19,7 @@ pub(super) async fn daemon(Extract(state): Extract<Arc<State>>) -> Json<Daemon> 
     Json(Daemon {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host: state.host.id().to_string(),
-        name: state.name.clone(),
+        name: state.host.directory().host_name(state.host.id()),
         site: state.site.clone(),
         dir: state.dir.display().to_string(),
         nbd_socket: state.nbd_socket.display().to_string(),

@@ -28,7 +28,6 @@ pub(crate) struct State {
     pub(crate) host: Arc<Host>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) dir: PathBuf,
-    pub(crate) name: String,
     pub(crate) site: String,
     pub(crate) nbd_socket: PathBuf,
     pub(crate) nbd_address: Option<String>,

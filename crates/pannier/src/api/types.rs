@@ -206,8 +206,8 @@ pub(crate) struct Home {
 /// A move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Movement {
-    /// Name of the source.
-    pub(crate) from: String,
+    /// Name of the source, while it is known.
+    pub(crate) from: Option<String>,
     /// Name of the target.
     pub(crate) to: String,
     /// The target's site.

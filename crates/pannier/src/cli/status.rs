@@ -106,7 +106,8 @@ pub(super) fn volume(volume: &Volume) -> String {
     ];
     lines.push(format!("  data    {}", whereabouts(volume)));
     if let Some(moving) = &volume.movement {
-        lines.push(format!("  move    {}, from {}", movement(moving), moving.from));
+        let from = moving.from.as_ref().map_or_else(String::new, |from| format!(", from {from}"));
+        lines.push(format!("  move    {}{from}", movement(moving)));
         if moving.wire_bytes > 0 {
             lines.push(format!(
                 "          {} over the network, {} guest reads waited for it",

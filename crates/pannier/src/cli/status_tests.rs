@@ -41,7 +41,7 @@ fn example() -> Status {
                 independent: false,
             }],
             movement: Some(Movement {
-                from: "w1".into(),
+                from: Some("w1".into()),
                 to: "e1".into(),
                 to_site: "east".into(),
                 phase: "hydrating".into(),

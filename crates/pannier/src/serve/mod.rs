@@ -99,9 +99,15 @@ async fn serve(dir: &Path, config: Config, sockets: Sockets) -> Result<(), Failu
     let state = parts.api_state(dir, metrics, nbd_path, nbd_address);
     let mut nbd = tokio::spawn(parts.nbd().serve(nbd, stop.child_token()));
     let mut api = tokio::spawn(crate::api::serve(api, state, stop.child_token()));
-    ready(&parts);
+    let mut starting = std::pin::pin!(async {
+        // Clients that have waited are served meanwhile, and their volumes come first.
+        parts.settled().await?;
+        ready(&parts);
+        std::future::pending::<Result<(), Failure>>().await
+    });
 
     let outcome = tokio::select! {
+        failed = &mut starting => failed,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         ended = &mut nbd => Err(ended_early("NBD", ended.map(|ended| ended.map_err(Failure::from)))),

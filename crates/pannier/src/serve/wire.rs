@@ -17,6 +17,7 @@ use pannier_stores::cluster::{Identity, JoinService};
 use pannier_stores::objects;
 use pannier_stores::peer::Transport;
 use pannier_stores::registry::{Embedded, Remote, Service};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,8 +27,10 @@ use tokio_util::task::AbortOnDropHandle;
 /// File of the embedded registry in a host's directory.
 const REGISTRY: &str = "registry.redb";
 
-/// How long a start waits for the registry before it serves what it has.
+/// How long the first start waits for the registry before it says that it serves.
 const REGISTER_WAIT: Duration = Duration::from_secs(10);
+/// How long later ones do: they have nothing new to register, as a rule.
+const REGISTER_WAIT_KNOWN: Duration = Duration::from_millis(500);
 /// How often registration is tried again behind that.
 const REGISTER_AGAIN: Duration = Duration::from_secs(2);
 
@@ -35,9 +38,9 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Parts {
     host: Arc<Host>,
     transport: Transport,
-    name: String,
-    site: String,
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    config: Config,
+    address: String,
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
 
 /// Starts everything but the exports and the API.
@@ -71,9 +74,8 @@ pub(super) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure>
     transport.serve_engine(host.clone());
     let peer = (!identity.holds_registry()).then(|| identity.registry().address.clone());
     let address = advertised(config.advertise.as_deref(), transport.address(), peer.as_deref())?;
-    let mut tasks = vec![learn_peers(&host, &transport, config.peers.clone())];
-    let name = register(&host, config, address, &mut tasks).await?;
-    Ok(Parts { host, transport, name, site: config.site.clone(), _tasks: tasks })
+    let tasks = Mutex::new(vec![learn_peers(&host, &transport, config.peers.clone())]);
+    Ok(Parts { host, transport, config: config.clone(), address, tasks })
 }
 
 fn registry(
@@ -126,58 +128,6 @@ fn learn_peers(
     }))
 }
 
-/// Registers this host and returns its name. While the registry is away a host that was registered
-/// before serves at once, and registration is tried again behind.
-async fn register(
-    host: &Arc<Host>,
-    config: &Config,
-    address: String,
-    tasks: &mut Vec<AbortOnDropHandle<()>>,
-) -> Result<String, Failure> {
-    let known = host.directory().host(host.id());
-    if let Some(known) = &known
-        && known.site.0 != config.site
-    {
-        return Err(Failure::invalid(format!(
-            "this host belongs to site {} and pannier.toml says {}; a host does not change its \
-             site: set it back, or join with a new directory",
-            known.site, config.site
-        )));
-    }
-    let name = config.name.clone().or_else(|| known.as_ref().map(|known| known.name.clone()));
-    let registration = Registration {
-        host: host.clone(),
-        id: host.id(),
-        site: SiteName(config.site.clone()),
-        name,
-        address,
-    };
-    match tokio::time::timeout(REGISTER_WAIT, registration.run()).await {
-        Ok(Ok(name)) => return Ok(name),
-        Ok(Err(failure)) if failure.0.kind != "unavailable" => return Err(failure),
-        Ok(Err(failure)) => tracing::info!(cause = failure.0.message, "not registered yet"),
-        Err(_elapsed) => tracing::info!("the registry does not answer; not registered yet"),
-    }
-    let name = registration.name.clone().unwrap_or_else(machine_name);
-    tasks.push(AbortOnDropHandle::new(tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(REGISTER_AGAIN).await;
-            match registration.run().await {
-                Ok(name) => {
-                    tracing::info!(name, "registered");
-                    return;
-                }
-                Err(failure) if failure.0.kind == "unavailable" => {}
-                Err(failure) => {
-                    tracing::error!(cause = failure.0.message, "this host cannot be registered");
-                    return;
-                }
-            }
-        }
-    })));
-    Ok(name)
-}
-
 struct Registration {
     host: Arc<Host>,
     id: HostId,
@@ -188,7 +138,7 @@ struct Registration {
 }
 
 impl Registration {
-    async fn run(&self) -> Result<String, Failure> {
+    async fn run(&self) -> Result<(), Failure> {
         let directory = self.host.directory();
         directory.refresh().await?;
         let hosts = directory.hosts();
@@ -202,14 +152,14 @@ impl Registration {
         };
         let record = HostRecord {
             id: self.id,
-            name: name.clone(),
+            name,
             site: self.site.clone(),
             address: self.address.clone(),
         };
         if own != Some(&record) {
             directory.put_host(&record).await?;
         }
-        Ok(name)
+        Ok(())
     }
 }
 
@@ -230,6 +180,59 @@ fn free_name(name: &str, free: impl Fn(&str) -> bool) -> String {
 }
 
 impl Parts {
+    /// Returns when this host is registered and its volumes are back.
+    pub(super) async fn settled(&self) -> Result<(), Failure> {
+        let (registered, ()) = tokio::join!(self.register(), self.host.recovered());
+        registered
+    }
+
+    /// Registers this host. While the registry is away a host that was registered before serves
+    /// without, and registration is tried again behind.
+    async fn register(&self) -> Result<(), Failure> {
+        let known = self.host.directory().host(self.host.id());
+        if let Some(known) = &known
+            && known.site.0 != self.config.site
+        {
+            return Err(Failure::invalid(format!(
+                "this host belongs to site {} and pannier.toml says {}; a host does not change its \
+                 site: set it back, or join with a new directory",
+                known.site, self.config.site
+            )));
+        }
+        let registration = Registration {
+            host: self.host.clone(),
+            id: self.host.id(),
+            site: SiteName(self.config.site.clone()),
+            name: self.config.name.clone(),
+            address: self.address.clone(),
+        };
+        let wait = if known.is_some() { REGISTER_WAIT_KNOWN } else { REGISTER_WAIT };
+        match tokio::time::timeout(wait, registration.run()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) if failure.0.kind != "unavailable" => return Err(failure),
+            Ok(Err(failure)) => tracing::info!(cause = failure.0.message, "not registered yet"),
+            Err(_elapsed) => tracing::info!("the registry does not answer; not registered yet"),
+        }
+        self.tasks.lock().push(AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(REGISTER_AGAIN).await;
+                match registration.run().await {
+                    Ok(()) => {
+                        tracing::info!("registered");
+                        return;
+                    }
+                    Err(failure) if failure.0.kind == "unavailable" => {}
+                    Err(failure) => {
+                        let cause = failure.0.message;
+                        tracing::error!(cause, "this host cannot be registered");
+                        return;
+                    }
+                }
+            }
+        })));
+        Ok(())
+    }
+
     /// The NBD server over the host's volumes.
     pub(super) fn nbd(&self) -> nbd::Server<Host> {
         nbd::Server::new(self.host.clone())
@@ -247,8 +250,7 @@ impl Parts {
             host: self.host.clone(),
             metrics,
             dir: dir.to_owned(),
-            name: self.name.clone(),
-            site: self.site.clone(),
+            site: self.config.site.clone(),
             nbd_socket,
             nbd_address,
         })
@@ -256,8 +258,8 @@ impl Parts {
 
     pub(super) fn log_ready(&self) {
         tracing::info!(
-            host = self.name,
-            site = self.site,
+            host = self.host.directory().host_name(self.host.id()),
+            site = self.config.site,
             peers = %self.transport.address(),
             volumes = self.host.directory().volumes().len(),
             "serving"

@@ -1,0 +1,334 @@
+//! The local side of a host's volumes, as the ownership driver and the mover act on it.
+
+use crate::attachment;
+use crate::context::{HostContext, Publication, Publish};
+use crate::directory::Directory;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mover::{Mover, Ownership};
+use crate::ownership::{Hands, Owners};
+use crate::volume::Volume;
+use async_trait::async_trait;
+use bytes::Bytes;
+use pannier_core::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
+use pannier_core::volume::Position;
+use pannier_core::volume::ownership::transaction::publish_checkpoint;
+use pannier_core::volume::ownership::{LocalState, Route};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, Weak};
+use tokio::sync::OnceCell;
+
+/// Name of the ownership state's file in a volume's directory.
+const STATE_FILE: &str = "state";
+
+/// File whose presence says that a volume's data is here.
+const CHECKPOINT_FILE: &str = "checkpoint";
+
+/// A volume's local side: recovered once, by whoever needs it first. `None`: nothing of it is here.
+type Slot = Arc<OnceCell<Option<Arc<Volume>>>>;
+
+/// The local sides of a host's volumes.
+pub(super) struct Locals {
+    context: Arc<HostContext>,
+    directory: Arc<Directory>,
+    mover: OnceLock<Arc<Mover>>,
+    owners: OnceLock<Weak<Owners>>,
+    slots: Mutex<HashMap<VolumeId, Slot>>,
+}
+
+impl Locals {
+    pub(super) fn new(context: Arc<HostContext>, directory: Arc<Directory>) -> Arc<Self> {
+        Arc::new(Self {
+            context,
+            directory,
+            mover: OnceLock::new(),
+            owners: OnceLock::new(),
+            slots: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Connects what acts on them; once.
+    pub(super) fn connect(&self, mover: Arc<Mover>, owners: &Arc<Owners>) {
+        let first = self.mover.set(mover).is_ok() && self.owners.set(Arc::downgrade(owners)).is_ok();
+        assert!(first, "the local volumes are connected once");
+    }
+
+    fn mover(&self) -> &Arc<Mover> {
+        #[expect(clippy::expect_used, reason = "connected before anything is opened")]
+        self.mover.get().expect("the mover is connected")
+    }
+
+    fn owners(&self) -> Result<Arc<Owners>> {
+        self.owners
+            .get()
+            .and_then(Weak::upgrade)
+            .ok_or_else(|| Error::new(ErrorKind::Closed, "the host is shutting down"))
+    }
+
+    fn slot(&self, volume: VolumeId) -> Slot {
+        self.slots.lock().entry(volume).or_default().clone()
+    }
+
+    /// The volume's local side, recovered now if it has not been. `None`: nothing of it is here.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unavailable`; it is tried again at the next call.
+    pub(super) async fn local(&self, volume: VolumeId) -> Result<Option<Arc<Volume>>> {
+        let slot = self.slot(volume);
+        let recover = async || {
+            if !self.context.volume_dir(volume).join(CHECKPOINT_FILE).exists() {
+                return Ok(None);
+            }
+            Volume::recover(&self.context, volume).await.map(Some)
+        };
+        slot.get_or_try_init(recover).await.cloned()
+    }
+
+    /// The volume's local side, if it was recovered.
+    pub(super) fn known(&self, volume: VolumeId) -> Option<Arc<Volume>> {
+        self.slots.lock().get(&volume)?.get()?.clone()
+    }
+
+    /// All local sides.
+    pub(super) fn all(&self) -> Vec<Arc<Volume>> {
+        self.slots.lock().values().filter_map(|slot| slot.get()?.clone()).collect()
+    }
+
+    /// Takes note of a local side.
+    pub(super) fn put(&self, volume: Arc<Volume>) {
+        let slot = OnceCell::new_with(Some(Some(volume.clone())));
+        self.slots.lock().insert(volume.id(), Arc::new(slot));
+    }
+
+    /// Forgets a local side and returns it.
+    pub(super) fn take(&self, volume: VolumeId) -> Option<Arc<Volume>> {
+        self.slots.lock().remove(&volume)?.get()?.clone()
+    }
+
+    async fn here(&self, volume: VolumeId) -> Result<Arc<Volume>> {
+        self.local(volume).await?.ok_or_else(|| {
+            let context = format!("nothing of volume {volume} is on this host");
+            Error::new(ErrorKind::NotFound, context)
+        })
+    }
+}
+
+#[async_trait]
+impl Hands for Locals {
+    fn load(&self, volume: VolumeId) -> Result<Option<LocalState>> {
+        let path = self.context.volume_dir(volume).join(STATE_FILE);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(format!("cannot read {}", path.display()), error)),
+        };
+        LocalState::decode(&bytes).map(Some).map_err(|error| {
+            let context = format!(
+                "the ownership state {}: {error}; this host does not act on the volume. Restore the \
+                 file, or take the volume over on another host",
+                path.display()
+            );
+            Error::new(ErrorKind::Corrupt, context).with_source(error)
+        })
+    }
+
+    async fn persist(&self, state: LocalState) -> Result<()> {
+        let context = self.context.clone();
+        let write = move || {
+            let dir = context.volume_dir(state.volume);
+            if !dir.exists() {
+                std::fs::create_dir_all(&dir)
+                    .map_err(|error| Error::io(format!("cannot make {}", dir.display()), error))?;
+                context.disk.sync_dir(&context.dir.join("volumes"))?;
+            }
+            context.replace_file(&dir.join(STATE_FILE), &state.encode())
+        };
+        tokio::task::spawn_blocking(write).await.map_err(|_ended| shutting_down())?
+    }
+
+    async fn start(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        incarnation: Incarnation,
+        at: Option<Position>,
+    ) -> Result<()> {
+        let local = self.here(volume).await?;
+        if let Some(at) = at
+            && local.position() != at
+        {
+            let context = format!(
+                "the log of volume {volume} ends at {:?} here and should end at {at:?}",
+                local.position()
+            );
+            return Err(Error::new(ErrorKind::Corrupt, context));
+        }
+        local.begin_append(epoch, incarnation).await
+    }
+
+    async fn stop(&self, volume: VolumeId) -> Result<(Position, u64)> {
+        let local = self.here(volume).await?;
+        let position = local.stop_append().await?;
+        Ok((position, local.size_bytes()))
+    }
+
+    async fn tail(&self, volume: VolumeId, to: HostId) -> Bytes {
+        self.mover().tail(volume, to).await
+    }
+
+    async fn catch_up(
+        &self,
+        volume: VolumeId,
+        from: HostId,
+        position: Position,
+        tail: Bytes,
+    ) -> Result<()> {
+        let local = self.mover().catch_up(volume, from, position, tail).await?;
+        self.put(local);
+        Ok(())
+    }
+
+    async fn position(&self, volume: VolumeId) -> Result<Position> {
+        Ok(self.here(volume).await?.durable_position())
+    }
+
+    fn follow(&self, volume: VolumeId, from: HostId) {
+        self.mover().follow(volume, from);
+    }
+
+    fn unfollow(&self, volume: VolumeId) {
+        self.mover().unfollow(volume);
+    }
+
+    async fn caught_up(&self, volume: VolumeId) {
+        if let Err(error) = self.mover().caught_up(volume).await {
+            // Following has ended: nobody waits for this any more.
+            tracing::debug!(%volume, %error, "not caught up");
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn route(&self, volume: VolumeId, route: Route) {
+        let route = match route {
+            Route::Here { .. } => match self.known(volume) {
+                Some(local) => attachment::Route::Local(local),
+                None => attachment::Route::Switching,
+            },
+            Route::Forward { to } => attachment::Route::Forward(to),
+            Route::Wait => attachment::Route::Switching,
+        };
+        self.mover().set_route(volume, route);
+    }
+
+    fn right_held(&self, volume: VolumeId, holder: Option<HostId>, shared: bool) {
+        self.mover().right_held(volume, holder, shared);
+    }
+
+    async fn withdraw_right(&self, volume: VolumeId, attachment: HostId) {
+        self.mover().withdraw_right(volume, attachment).await;
+    }
+
+    fn session_ended(&self, volume: VolumeId, _attachment: HostId, session: SessionId) {
+        if let Some(local) = self.known(volume) {
+            local.end_session(session);
+        }
+    }
+
+    async fn set_tail_aside(
+        &self,
+        volume: VolumeId,
+        _ended: Epoch,
+        end: Option<Position>,
+    ) -> Result<()> {
+        if let Some(local) = self.take(volume) {
+            local.close().await?;
+        }
+        let Some(end) = end else { return Ok(()) };
+        if !self.context.volume_dir(volume).join(CHECKPOINT_FILE).exists() {
+            return Ok(());
+        }
+        Volume::set_aside_beyond(&self.context, volume, end).await
+    }
+}
+
+fn shutting_down() -> Error {
+    Error::new(ErrorKind::Closed, "the host is shutting down")
+}
+
+#[async_trait]
+impl Ownership for Locals {
+    fn volume(&self, volume: VolumeId) -> Option<Arc<Volume>> {
+        self.known(volume)
+    }
+
+    fn opened(&self, volume: Arc<Volume>) {
+        self.put(volume);
+    }
+
+    fn session(&self, volume: VolumeId, attachment: HostId) -> Option<SessionId> {
+        self.owners().ok()?.session_of(volume, attachment)
+    }
+
+    fn lineage(&self, volume: VolumeId) -> Epoch {
+        let view = self.owners().ok().and_then(|owners| owners.view(volume));
+        view.map_or(Epoch(0), |view| view.lineage)
+    }
+
+    async fn open_session(
+        &self,
+        volume: VolumeId,
+        attachment: HostId,
+        session: SessionId,
+        lineage: Epoch,
+    ) -> Result<()> {
+        self.owners()?.open_session(volume, attachment, session, lineage).await
+    }
+
+    async fn close_session(
+        &self,
+        volume: VolumeId,
+        attachment: HostId,
+        session: SessionId,
+    ) -> Result<()> {
+        self.owners()?.close_session(volume, attachment, session).await
+    }
+
+    async fn ask_right(&self, volume: VolumeId, attachment: HostId) -> Result<()> {
+        self.owners()?.ask_right(volume, attachment).await
+    }
+
+    async fn release_right(&self, volume: VolumeId) {
+        let released = match self.owners() {
+            Ok(owners) => owners.release_right(volume).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = released {
+            tracing::debug!(%volume, %error, "the write right is released with the host");
+        }
+    }
+}
+
+#[async_trait]
+impl Publish for Locals {
+    async fn publish(&self, publication: Publication) -> Result<()> {
+        let Publication { volume, checkpoint, size_bytes, .. } = publication;
+        // What was sealed since only makes this less often true, never wrongly.
+        let complete = self
+            .known(volume)
+            .is_some_and(|local| local.live_segments().iter().all(|segment| segment.stored_here));
+        let (host, site) = (self.context.host, &self.context.site);
+        self.directory
+            .update_volume(volume, |record| {
+                let published =
+                    publish_checkpoint(record, host, site, checkpoint.clone(), complete);
+                *record = published.map_err(|refusal| {
+                    let context = format!("a checkpoint of volume {volume}: {refusal}");
+                    Error::new(ErrorKind::Fenced, context).with_source(refusal)
+                })?;
+                record.size_bytes = record.size_bytes.max(size_bytes);
+                Ok(())
+            })
+            .await
+            .map(|_| ())
+    }
+}

@@ -1,0 +1,198 @@
+//! Volumes as operators handle them: create, grow, delete, release.
+
+use super::Host;
+use super::peers::HostRequest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ownership::Part;
+use crate::volume::Volume;
+use pannier_core::ids::{Epoch, VolumeId};
+use pannier_core::record::{VolumePath, VolumeRecord};
+use pannier_core::units::SECTOR_BYTES;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Largest volume: block indices of its last byte stay far from overflow, and a map of it is finite.
+const SIZE_BYTES_MAX: u64 = 1 << 50;
+
+/// How long a new owner may take until it appends: a few syncs.
+pub(super) const SETTLE_MAX: Duration = Duration::from_secs(10);
+
+/// What a new volume is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVolume {
+    /// Its path.
+    pub path: VolumePath,
+    /// Its size in bytes, a multiple of 512.
+    pub size_bytes: u64,
+    /// Whether several attachments may write at once.
+    pub shared: bool,
+}
+
+fn check_size(size_bytes: u64) -> Result<()> {
+    let fail = |cause: String| Err(Error::new(ErrorKind::Invalid, cause));
+    if size_bytes == 0 {
+        return fail("a volume has at least 512 bytes; give it a size such as 20G".to_owned());
+    }
+    if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        let next = size_bytes.next_multiple_of(SECTOR_BYTES);
+        return fail(format!("{size_bytes} bytes are not whole 512-byte sectors; take {next}"));
+    }
+    if size_bytes > SIZE_BYTES_MAX {
+        return fail(format!("{size_bytes} bytes are more than the largest volume has (1 PiB)"));
+    }
+    Ok(())
+}
+
+impl Host {
+    /// Creates a volume, owned by this host.
+    ///
+    /// # Errors
+    /// `Invalid` for a path that is taken or a size that cannot be, `NoSpace`, `Unavailable` while
+    /// the registry is away.
+    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
+        check_size(new.size_bytes)?;
+        // Asked first, so that nothing is made when the registry is away or the path is taken.
+        self.directory.refresh().await?;
+        if let Some(found) = self.directory.volume_at(&new.path) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "there is already a volume `{}`, on host {}; choose another path, or delete it \
+                     first",
+                    new.path,
+                    self.directory.host_name(found.record.owner)
+                ),
+            ));
+        }
+        let record = VolumeRecord {
+            id: VolumeId(uuid::Uuid::new_v4().as_u128()),
+            path: new.path,
+            size_bytes: new.size_bytes,
+            owner: self.id,
+            epoch: Epoch(1),
+            reserved: Epoch(1),
+            transit: None,
+            ended: None,
+            shared: new.shared,
+            homes: BTreeMap::new(),
+        };
+        let id = record.id;
+        self.locals.put(Volume::create(&self.context, id, record.size_bytes).await?);
+        let registered = async {
+            self.owners.create(id).await?;
+            self.directory.create_volume(&record).await
+        };
+        if let Err(error) = registered.await {
+            self.remove(id).await;
+            return Err(error);
+        }
+        let Some(mut view) = self.owners.watch(id) else { return Ok(record) };
+        let settled = view.wait_for(|view| view.part == Part::Owner);
+        if tokio::time::timeout(SETTLE_MAX, settled).await.is_err() {
+            tracing::info!(volume = %record.path, "the new volume does not append yet");
+        }
+        Ok(record)
+    }
+
+    /// Deletes a volume and its data at all sites. Hosts that are away do so when they are back.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` while guests are connected or a move is under way (unless `force`),
+    /// or the registry is away.
+    pub async fn delete_volume(&self, path: &VolumePath, force: bool) -> Result<()> {
+        let found = self.directory.find(path).await?.record;
+        if !force {
+            self.check_unused(&found).await?;
+        }
+        let moving = |record: &VolumeRecord| match &record.transit {
+            Some(transit) if !force => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "volume `{}` is moving to host {}; wait for it, call it off with `pannier move \
+                     {} --abort`, or delete it with --force",
+                    record.path,
+                    self.directory.host_name(transit.to),
+                    record.path
+                ),
+            )),
+            _ => Ok(()),
+        };
+        self.directory.delete_volume(found.id, moving).await?;
+        self.remove(found.id).await;
+        Ok(())
+    }
+
+    async fn check_unused(&self, record: &VolumeRecord) -> Result<()> {
+        let reports = self.reports(Some(record.id)).await;
+        for (host, report) in reports {
+            let Some(report) = report else { continue };
+            let connections: u32 = report.places.iter().map(|place| place.connections).sum();
+            if connections > 0 {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "volume `{}` is in use: {connections} connections on host {}; disconnect \
+                         them, or delete it with --force",
+                        record.path,
+                        self.directory.host_name(host)
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Grows a volume.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid` for a size that is smaller or cannot be, `Unavailable` while the owner
+    /// or the registry is away.
+    pub async fn resize_volume(&self, path: &VolumePath, size_bytes: u64) -> Result<()> {
+        check_size(size_bytes)?;
+        let found = self.directory.find(path).await?.record;
+        let found = self.directory.fresh_volume(found.id).await?.record;
+        if size_bytes < found.size_bytes {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "volume `{path}` has {} bytes and cannot shrink to {size_bytes}; shrink the \
+                     file system and copy it to a smaller volume instead",
+                    found.size_bytes
+                ),
+            ));
+        }
+        self.open_volume(found.id).await?;
+        self.mover.connect(found.id, found.size_bytes).resize(size_bytes).await?;
+        self.directory.grow_volume(found.id, size_bytes).await
+    }
+
+    /// Takes the write right from whoever holds it, so that the next writer gets it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable` while the owner is away.
+    pub async fn release(&self, path: &VolumePath) -> Result<()> {
+        let found = self.directory.find(path).await?.record;
+        self.at_owner(&found, HostRequest::Release { volume: found.id }).await
+    }
+
+    /// Carries a release out: this host is the owner.
+    pub(super) async fn release_here(&self, volume: VolumeId) -> Result<()> {
+        let view = self.owners.view(volume).filter(|view| view.part == Part::Owner);
+        let Some(view) = view else { return Err(self.not_owner(volume)) };
+        match view.right.holder {
+            None => Ok(()),
+            Some(holder) if holder == self.id => self.owners.release_right(volume).await,
+            Some(holder) => match view.sessions.get(&holder) {
+                Some(session) => self.owners.close_session(volume, holder, *session).await,
+                None => Ok(()),
+            },
+        }
+    }
+
+    pub(super) fn not_owner(&self, volume: VolumeId) -> Error {
+        Error::new(
+            ErrorKind::Unavailable,
+            format!("host {} does not own volume {volume} now; repeat the command", self.id),
+        )
+    }
+}
