@@ -96,9 +96,9 @@ impl Mover {
             }
             Request::Pages { segment, runs } => self.serve_pages(segment, &runs).await,
             Request::Progress { volume } => plain(Response::Progress(self.progress(volume))),
-            Request::Ownership { .. } | Request::Registry(_) => Err(invalid(
-                "this request is not for the mover; a bug of its sender or of this host",
-            )),
+            Request::Ownership { .. } | Request::Registry(_) | Request::Host { .. } => Err(
+                invalid("this request is not for the mover; a bug of its sender or of this host"),
+            ),
         }
     }
 

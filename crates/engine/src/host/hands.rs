@@ -4,9 +4,11 @@ use crate::attachment;
 use crate::context::{HostContext, Publication, Publish};
 use crate::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::PAYLOAD_BYTES_MAX;
 use crate::mover::{Mover, Ownership};
 use crate::ownership::{Hands, Owners};
 use crate::volume::Volume;
+use crate::volume::log::LogBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pannier_core::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
@@ -23,6 +25,10 @@ const STATE_FILE: &str = "state";
 
 /// File whose presence says that a volume's data is here.
 const CHECKPOINT_FILE: &str = "checkpoint";
+
+/// About how many bytes of the log's tail go with GRANT: the metadata of the one or two segments that
+/// the switch itself has sealed.
+const TAIL_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
 
 /// A volume's local side: recovered once, by whoever needs it first. `None`: nothing of it is here.
 type Slot = Arc<OnceCell<Option<Arc<Volume>>>>;
@@ -49,7 +55,8 @@ impl Locals {
 
     /// Connects what acts on them; once.
     pub(super) fn connect(&self, mover: Arc<Mover>, owners: &Arc<Owners>) {
-        let first = self.mover.set(mover).is_ok() && self.owners.set(Arc::downgrade(owners)).is_ok();
+        let first =
+            self.mover.set(mover).is_ok() && self.owners.set(Arc::downgrade(owners)).is_ok();
         assert!(first, "the local volumes are connected once");
     }
 
@@ -103,6 +110,36 @@ impl Locals {
     /// Forgets a local side and returns it.
     pub(super) fn take(&self, volume: VolumeId) -> Option<Arc<Volume>> {
         self.slots.lock().remove(&volume)?.get()?.clone()
+    }
+
+    /// The sealed log behind what `to` has asked for last, if it is small enough to go with GRANT.
+    async fn encode_tail(&self, volume: VolumeId, to: HostId) -> Result<Bytes> {
+        let local = self.here(volume).await?;
+        let Some(after) = self.mover().followed_to(volume, to) else { return Ok(Bytes::new()) };
+        if after == local.position() {
+            return Ok(Bytes::new());
+        }
+        let batch = local.log_since(after, TAIL_BYTES_MAX).await?;
+        let bytes = postcard::to_stdvec(&batch).map_err(|error| {
+            Error::new(ErrorKind::Internal, format!("the log's tail does not encode: {error}"))
+        })?;
+        Ok(if bytes.len() > PAYLOAD_BYTES_MAX { Bytes::new() } else { bytes.into() })
+    }
+
+    /// Applies what came with GRANT; tells whether the log then ends at `position`.
+    async fn apply_tail(&self, volume: VolumeId, position: Position, tail: &[u8]) -> bool {
+        let Some(local) = self.known(volume) else { return false };
+        let applied = match postcard::from_bytes::<LogBatch>(tail) {
+            Ok(batch) => local.apply_log(&batch).await,
+            Err(error) => {
+                let context = format!("it does not decode: {error}");
+                Err(Error::new(ErrorKind::Invalid, context).with_source(error))
+            }
+        };
+        if let Err(error) = applied {
+            tracing::debug!(%volume, %error, "the tail that came with GRANT is not used");
+        }
+        local.position() == position
     }
 
     async fn here(&self, volume: VolumeId) -> Result<Arc<Volume>> {
@@ -173,7 +210,14 @@ impl Hands for Locals {
     }
 
     async fn tail(&self, volume: VolumeId, to: HostId) -> Bytes {
-        self.mover().tail(volume, to).await
+        match self.encode_tail(volume, to).await {
+            Ok(tail) => tail,
+            Err(error) => {
+                // The taker asks for what it lacks.
+                tracing::debug!(%volume, %error, "GRANT goes without the log's tail");
+                Bytes::new()
+            }
+        }
     }
 
     async fn catch_up(
@@ -183,13 +227,16 @@ impl Hands for Locals {
         position: Position,
         tail: Bytes,
     ) -> Result<()> {
-        let local = self.mover().catch_up(volume, from, position, tail).await?;
+        if !tail.is_empty() && self.apply_tail(volume, position, &tail).await {
+            return Ok(());
+        }
+        let local = self.mover().catch_up(volume, from, position).await?;
         self.put(local);
         Ok(())
     }
 
     async fn position(&self, volume: VolumeId) -> Result<Position> {
-        Ok(self.here(volume).await?.durable_position())
+        Ok(self.here(volume).await?.position())
     }
 
     fn follow(&self, volume: VolumeId, from: HostId) {
@@ -279,9 +326,9 @@ impl Ownership for Locals {
         volume: VolumeId,
         attachment: HostId,
         session: SessionId,
-        lineage: Epoch,
+        _lineage: Epoch,
     ) -> Result<()> {
-        self.owners()?.open_session(volume, attachment, session, lineage).await
+        self.owners()?.open_session(volume, attachment, session).await
     }
 
     async fn close_session(

@@ -52,8 +52,7 @@ impl Host {
                 return Err(self.silent(path, host, host == found.owner));
             }
         }
-        let plan =
-            Plan { declared: true, waits_for_write: switch == SwitchAt::FirstWrite };
+        let plan = Plan { declared: true, waits_for_write: switch == SwitchAt::FirstWrite };
         self.directory
             .update_volume(found.id, |record| {
                 let begun = begin_transit(record, record.owner, target.id, plan);

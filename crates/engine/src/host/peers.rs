@@ -53,9 +53,7 @@ impl Host {
     /// Carries an operator's request out on this host.
     async fn carry_out(&self, request: HostRequest) -> Result<HostAnswer> {
         match request {
-            HostRequest::Report { only, after } => {
-                Ok(HostAnswer::Report(self.report(only, after)))
-            }
+            HostRequest::Report { only, after } => Ok(HostAnswer::Report(self.report(only, after))),
             HostRequest::Release { volume } => {
                 self.release_here(volume).await.map(|()| HostAnswer::Done)
             }
@@ -91,11 +89,7 @@ impl Host {
     }
 
     /// Sends a request to a volume's owner.
-    pub(super) async fn at_owner(
-        &self,
-        record: &VolumeRecord,
-        request: HostRequest,
-    ) -> Result<()> {
+    pub(super) async fn at_owner(&self, record: &VolumeRecord, request: HostRequest) -> Result<()> {
         self.ask(record.owner, request).await.map(|_done| ()).map_err(|error| {
             if error.kind() != ErrorKind::Unavailable || record.owner == self.id {
                 return error;

@@ -105,10 +105,7 @@ impl Host {
     }
 
     /// What every host tells of one volume or of all; `None` from those that do not answer.
-    pub(super) async fn reports(
-        &self,
-        only: Option<VolumeId>,
-    ) -> BTreeMap<HostId, Option<Report>> {
+    pub(super) async fn reports(&self, only: Option<VolumeId>) -> BTreeMap<HostId, Option<Report>> {
         let mut hosts: Vec<_> = self.directory.hosts().iter().map(|host| host.id).collect();
         if !hosts.contains(&self.id) {
             hosts.push(self.id);

@@ -134,9 +134,7 @@ impl Host {
         let Ok(entries) = std::fs::read_dir(self.context.dir.join("volumes")) else {
             return Vec::new();
         };
-        entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect()
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
     }
 
     /// Opens a volume here: recovers what is here of it, and lets its ownership be driven.
