@@ -121,7 +121,9 @@ pub struct HomeStatus {
     pub site: SiteName,
     /// Epoch and last sequence of the newest checkpoint there.
     pub checkpoint: Option<(Epoch, Sequence)>,
-    /// Whether every block that a root of the volume names was verified in the site's own store.
+    /// Whether every block that a root of the volume names, as of a checkpoint of the present epoch,
+    /// was verified in the site's own store. What an older epoch's checkpoint was worth counts no
+    /// more: another site may have written since.
     pub independent: bool,
 }
 

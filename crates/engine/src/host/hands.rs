@@ -275,7 +275,8 @@ impl Hands for Locals {
         self.mover().withdraw_right(volume, attachment).await;
     }
 
-    fn session_ended(&self, volume: VolumeId, _attachment: HostId, session: SessionId) {
+    fn session_ended(&self, volume: VolumeId, attachment: HostId, session: SessionId) {
+        self.mover().session_ended(volume, attachment, session);
         if let Some(local) = self.known(volume) {
             local.end_session(session);
         }
@@ -284,18 +285,41 @@ impl Hands for Locals {
     async fn set_tail_aside(
         &self,
         volume: VolumeId,
-        _ended: Epoch,
+        ended: Epoch,
         end: Option<Position>,
     ) -> Result<()> {
         if let Some(local) = self.take(volume) {
             local.close().await?;
         }
-        let Some(end) = end else { return Ok(()) };
         if !self.context.volume_dir(volume).join(CHECKPOINT_FILE).exists() {
             return Ok(());
         }
-        Volume::set_aside_beyond(&self.context, volume, end).await
+        match end {
+            Some(end) => Volume::set_aside_beyond(&self.context, volume, end).await,
+            None => {
+                let context = self.context.clone();
+                let aside = move || set_all_aside(&context, volume, ended);
+                tokio::task::spawn_blocking(aside).await.map_err(|_ended| shutting_down())?
+            }
+        }
     }
+}
+
+/// Sets aside, by name, all that is here of a volume but its ownership state: where the ended epoch's
+/// log ends is not known, so nothing of it can be trusted to be part of the log.
+fn set_all_aside(context: &HostContext, volume: VolumeId, ended: Epoch) -> Result<()> {
+    let dir = context.volume_dir(volume);
+    let aside = dir.join("aside").join(format!("epoch-{ended}"));
+    let fail = |error| Error::io(format!("cannot set {} aside", dir.display()), error);
+    std::fs::create_dir_all(&aside).map_err(fail)?;
+    for entry in std::fs::read_dir(&dir).map_err(fail)? {
+        let name = entry.map_err(fail)?.file_name();
+        if name != STATE_FILE && name != "aside" {
+            std::fs::rename(dir.join(&name), aside.join(&name)).map_err(fail)?;
+        }
+    }
+    context.disk.sync_dir(&aside)?;
+    context.disk.sync_dir(&dir)
 }
 
 fn shutting_down() -> Error {
@@ -326,9 +350,9 @@ impl Ownership for Locals {
         volume: VolumeId,
         attachment: HostId,
         session: SessionId,
-        _lineage: Epoch,
+        lineage: Epoch,
     ) -> Result<()> {
-        self.owners()?.open_session(volume, attachment, session).await
+        self.owners()?.open_session(volume, attachment, session, lineage).await
     }
 
     async fn close_session(

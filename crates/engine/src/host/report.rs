@@ -228,7 +228,8 @@ impl Told {
                 .map(|(site, home)| HomeStatus {
                     site: site.clone(),
                     checkpoint: home.checkpoint.as_ref().map(|it| (it.epoch, it.through)),
-                    independent: home.independent,
+                    independent: home.independent
+                        && home.checkpoint.as_ref().is_some_and(|it| it.epoch == record.epoch),
                 })
                 .collect(),
             movement: self.movement(record),

@@ -199,7 +199,8 @@ pub(crate) struct Home {
     pub(crate) checkpoint_epoch: Option<u64>,
     /// Last sequence of the log that it contains.
     pub(crate) checkpoint_sequence: Option<u64>,
-    /// Whether every block was verified in the site's own store.
+    /// Whether every block, as of a checkpoint of the present epoch, was verified in the site's own
+    /// store: nothing of the volume depends on another site.
     pub(crate) independent: bool,
 }
 

@@ -68,10 +68,18 @@ fn whereabouts(volume: &Volume) -> String {
     let Some(owner) = volume.places.iter().find(|place| place.host == volume.owner) else {
         return "owner does not answer".to_owned();
     };
-    let independent = volume.homes.iter().any(|home| home.site == volume.site && home.independent);
+    let proven = volume.homes.iter().any(|home| home.site == volume.site && home.independent);
+    let independent = proven && owner.stored_bytes == owner.live_bytes;
     match (owner.live_bytes, owner.missing_bytes) {
         (0, _) => "empty".to_owned(),
         (live, 0) if independent => format!("{} at {}, verified", bytes(live), volume.site),
+        // What is not in the store yet is what was written here since.
+        (live, 0) if proven => format!(
+            "{} at {}, {} not in its store yet",
+            bytes(live),
+            volume.site,
+            bytes(live - owner.stored_bytes.min(live))
+        ),
         (live, 0) => format!("{} at {}", bytes(live), volume.site),
         (live, missing) => {
             format!("{} of {} at {}", bytes(live - missing.min(live)), bytes(live), volume.site)
