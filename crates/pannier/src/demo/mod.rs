@@ -1,7 +1,23 @@
 //! `pannier demo`: two sites on this machine, a link between them, and a disk that moves in use.
+//!
+//! Everything in it is real: two daemons, a WAN of given delay and rate that all their datagrams
+//! pass, a guest on NBD. The source is killed and its directory removed before the proof.
+
+mod guest;
+mod image;
+mod options;
+mod plot;
+mod report;
+mod run;
+mod site;
+mod verify;
+mod watch;
 
 use crate::output::{Failure, Printer};
+use options::Link;
+use pannier_engine::error::ErrorKind;
 use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What the demo is asked to show.
 #[derive(Debug, clap::Args)]
@@ -23,8 +39,33 @@ pub(crate) struct Args {
     pub(crate) report: Option<PathBuf>,
 }
 
-/// Runs the demo.
+/// Runs the demo. Its daemons and its directory are gone when this returns, however it ends.
 pub(crate) async fn run(args: Args, printer: &Printer) -> Result<(), Failure> {
-    printer.line(&format!("link: {} round trip, {}", args.rtt, args.rate));
-    Ok(())
+    let link = Link::parse(&args.rtt, &args.rate, args.loss.as_deref())?;
+    if let Some(report) = &args.report {
+        // Better now than after two minutes.
+        std::fs::write(report, "")
+            .map_err(|error| Failure::io(format!("cannot write {}", report.display()), error))?;
+    }
+    let root = tempfile::Builder::new()
+        .prefix("pannier-demo-")
+        .tempdir()
+        .map_err(|error| Failure::io("cannot make a directory for the demo", error))?;
+    let mut terminated = signal(SignalKind::terminate())
+        .map_err(|error| Failure::io("cannot listen for signals", error))?;
+    let interrupted = || Failure::new(ErrorKind::Closed, "the demo was interrupted and is removed");
+    let outcome = tokio::select! {
+        outcome = Box::pin(run::show(&args, link, root.path(), printer)) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(interrupted()),
+        _ = terminated.recv() => Err(interrupted()),
+    };
+    let removed = root.close();
+    let figures = outcome?;
+    removed.map_err(|error| Failure::io("cannot remove the demo's directory", error))?;
+    printer.result(&figures, || figures.text());
+    if figures.verified {
+        Ok(())
+    } else {
+        Err(Failure::new(ErrorKind::Corrupt, "the disk at the target is not what was written"))
+    }
 }
