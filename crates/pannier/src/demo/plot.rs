@@ -60,6 +60,13 @@ impl Scale {
     }
 }
 
+/// On which side of a moment's line its name stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Before,
+    Behind,
+}
+
 /// A plot being drawn.
 pub(super) struct Plot {
     x: Scale,
@@ -135,10 +142,17 @@ impl Plot {
         ));
     }
 
-    /// A moment with its name.
-    pub(super) fn moment(&mut self, x: f64, name: &str) {
+    /// A moment with its name, written on the side of the line that is asked for; nothing when it
+    /// lies outside.
+    pub(super) fn moment(&mut self, x: f64, name: &str, side: Side) {
+        if !self.x.holds(x) {
+            return;
+        }
         let (at, bottom) = (self.right(x), self.height - BOTTOM);
-        let (anchor, shift) = if at > WIDTH * 0.85 { ("end", -5.0) } else { ("start", 5.0) };
+        let (anchor, shift) = match side {
+            Side::Before => ("end", -5.0),
+            Side::Behind => ("start", 5.0),
+        };
         self.add(format_args!(
             "<line class=moment x1={at:.1} x2={at:.1} y1={:.0} y2={bottom:.1} />\
              <text class=name text-anchor={anchor} x={:.1} y={:.0}>{name}</text>",

@@ -3,7 +3,7 @@
 use super::guest::{Kind, Sample, Story};
 use super::image::Content;
 use super::options::Link;
-use super::plot::{Plot, Scale, short};
+use super::plot::{Plot, Scale, Side, short};
 use super::verify::Verdict;
 use super::watch::Point;
 use crate::output::bytes;
@@ -84,9 +84,14 @@ impl Figures {
     }
 
     /// Name, value and what it means.
-    fn rows(&self) -> [(&'static str, String, String); 7] {
+    fn rows(&self) -> [(&'static str, String, String); 8] {
         let stall_rtts = self.stall_rtts();
         [
+            (
+                "the disk",
+                bytes(self.image_bytes),
+                format!("{} of it data", bytes(self.data_bytes)),
+            ),
             (
                 "longest stall at the switch",
                 format!("{:.0} ms", self.stall_ms_max),
@@ -206,12 +211,10 @@ impl Report<'_> {
         Scale::linear(-1.0, 2.0)
     }
 
-    fn mark(&self, plot: &mut Plot, all: bool) {
-        if all {
-            plot.moment(self.since(self.moments.declared), "declared");
-            plot.moment(self.since(self.moments.independent), "independent");
-        }
-        plot.moment(0.0, "switch");
+    fn mark(&self, plot: &mut Plot) {
+        plot.moment(self.since(self.moments.declared), "declared", Side::Before);
+        plot.moment(0.0, "switch", Side::Behind);
+        plot.moment(self.since(self.moments.independent), "independent", Side::Before);
     }
 
     fn latency(&self, x: Scale, height: f64) -> String {
@@ -225,7 +228,7 @@ impl Report<'_> {
             let samples = self.story.samples.iter().filter(of_kind);
             plot.dots(samples.map(|sample| (self.since(sample.at), sample.millis)), class);
         }
-        self.mark(&mut plot, x.holds(self.since(self.moments.declared)));
+        self.mark(&mut plot);
         plot.svg("latency of the guest's requests over time")
     }
 
@@ -239,7 +242,7 @@ impl Report<'_> {
         plot.curve(&curve(|point| point.resident), "resident", true);
         plot.curve(&curve(|point| point.stored), "stored", false);
         plot.level(mib(live), "all of it");
-        self.mark(&mut plot, true);
+        self.mark(&mut plot);
         plot.svg("bytes of the disk at the target over time")
     }
 
@@ -259,7 +262,7 @@ impl Report<'_> {
         plot.curve(&rates(|point| point.forth), "forth", true);
         plot.curve(&rates(|point| point.back), "back", false);
         plot.level(self.link.rate_mbit, "the link's rate");
-        self.mark(&mut plot, true);
+        self.mark(&mut plot);
         plot.svg("rate over the link in both directions over time")
     }
 }
