@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command line tool prints")]
 
+mod bench;
 mod packages;
 mod run;
 mod tidy;
@@ -37,6 +38,12 @@ enum Command {
         /// What to repeat
         #[command(subcommand)]
         what: Soak,
+    },
+    /// Measure the whole system against its peer, as ratios
+    Bench {
+        /// What to measure
+        #[command(subcommand)]
+        what: bench::Bench,
     },
     /// Install the Debian packages that the tests need
     Install,
@@ -80,6 +87,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Soak { what: Soak::Moves { rounds } } => {
             run::e2e(Some("back_and_forth"), &[("PANNIER_E2E_MOVES", rounds)])
         }
+        Command::Bench { what } => bench::run(what),
         Command::Install => packages::install(),
     }
 }

@@ -87,11 +87,7 @@ impl Figures {
     fn rows(&self) -> [(&'static str, String, String); 8] {
         let stall_rtts = self.stall_rtts();
         [
-            (
-                "the disk",
-                bytes(self.image_bytes),
-                format!("{} of it data", bytes(self.data_bytes)),
-            ),
+            ("the disk", bytes(self.image_bytes), format!("{} of it data", bytes(self.data_bytes))),
             (
                 "longest stall at the switch",
                 format!("{:.0} ms", self.stall_ms_max),
