@@ -74,6 +74,9 @@ pub trait Observer: Send + Sync + 'static {
     /// # Errors
     /// An error makes the operation fail with it, without being done.
     fn before(&self, op: &DiskOp<'_>) -> io::Result<()>;
+
+    /// Called after a write, a sync or a sync of a directory that succeeded.
+    fn after(&self, _op: &DiskOp<'_>) {}
 }
 
 /// The local disk.
@@ -99,6 +102,12 @@ impl Disk {
         }
     }
 
+    fn observe_done(&self, op: &DiskOp<'_>) {
+        if let Some(observer) = &self.observer {
+            observer.after(op);
+        }
+    }
+
     /// Creates a file with `length` bytes of allocated space.
     ///
     /// # Errors
@@ -119,6 +128,7 @@ impl Disk {
             Ok(file)
         };
         let file = make().map_err(|e| Error::io(format_args!("create {}", path.display()), e))?;
+        no_read_ahead(&file);
         Ok(DiskFile { file, number, disk: self.clone() })
     }
 
@@ -133,6 +143,7 @@ impl Disk {
             OpenOptions::new().read(true).write(true).open(path)
         };
         let file = open().map_err(|e| Error::io(format_args!("open {}", path.display()), e))?;
+        no_read_ahead(&file);
         Ok(DiskFile { file, number, disk: self.clone() })
     }
 
@@ -166,9 +177,12 @@ impl Disk {
     /// # Errors
     /// `Unavailable`.
     pub fn sync_dir(&self, path: &Path) -> Result<()> {
-        self.observe(&DiskOp::SyncDir { path })
+        let op = DiskOp::SyncDir { path };
+        self.observe(&op)
             .and_then(|()| File::open(path)?.sync_all())
-            .map_err(|e| Error::io(format_args!("sync directory {}", path.display()), e))
+            .map_err(|e| Error::io(format_args!("sync directory {}", path.display()), e))?;
+        self.observe_done(&op);
+        Ok(())
     }
 
     /// Creates a directory and its parents.
@@ -246,6 +260,14 @@ fn temporary_of(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The page cache shall have only what was written here, or read and checked here: bytes that the
+/// kernel reads ahead would be found there by [`DiskFile::read_cached`] without having been checked.
+fn no_read_ahead(file: &File) {
+    if let Err(error) = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random) {
+        tracing::debug!(%error, "the kernel may read ahead");
+    }
+}
+
 /// Allocates space; where the file system cannot, makes the file sparse with the length.
 fn allocate(file: &File, length: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
@@ -267,11 +289,14 @@ impl DiskFile {
     /// # Errors
     /// Of the system.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.disk.observer.is_some() {
-            let data = &[IoSlice::new(bytes)];
-            self.disk.observe(&DiskOp::Write { file: self.number, offset, data })?;
+        if self.disk.observer.is_none() {
+            return self.file.write_all_at(bytes, offset);
         }
-        self.file.write_all_at(bytes, offset)
+        let op = DiskOp::Write { file: self.number, offset, data: &[IoSlice::new(bytes)] };
+        self.disk.observe(&op)?;
+        self.file.write_all_at(bytes, offset)?;
+        self.disk.observe_done(&op);
+        Ok(())
     }
 
     /// Writes all slices, one behind the other, from `offset`.
@@ -280,7 +305,9 @@ impl DiskFile {
     /// Of the system.
     pub fn write_vectored_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         if self.disk.observer.is_some() {
-            self.disk.observe(&DiskOp::Write { file: self.number, offset, data: slices })?;
+            // One copy, so that the observer sees the write as one.
+            let whole: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            return self.write_at(&whole, offset);
         }
         let (mut slices, mut offset) = (slices, offset);
         while !slices.is_empty() {
@@ -329,14 +356,27 @@ impl DiskFile {
         Ok(done)
     }
 
+    /// Drops a range that was found damaged from the page cache, so that it is read and checked anew
+    /// after a restart.
+    pub fn forget_cached(&self, offset: u64, length: u64) {
+        let length = std::num::NonZeroU64::new(length);
+        let dropped = rustix::fs::fadvise(&self.file, offset, length, rustix::fs::Advice::DontNeed);
+        if let Err(error) = dropped {
+            tracing::debug!(%error, "damaged bytes stay in the page cache");
+        }
+    }
+
     /// Makes what was written durable (`fdatasync`). Never call it again after it failed: the kernel
     /// has marked the pages clean.
     ///
     /// # Errors
     /// Of the system.
     pub fn sync(&self) -> io::Result<()> {
-        self.disk.observe(&DiskOp::Sync { file: self.number })?;
-        self.file.sync_data()
+        let op = DiskOp::Sync { file: self.number };
+        self.disk.observe(&op)?;
+        self.file.sync_data()?;
+        self.disk.observe_done(&op);
+        Ok(())
     }
 
     /// The file's length in bytes.

@@ -52,6 +52,17 @@ impl PoolFile {
     pub fn path(&self) -> PathBuf {
         self.path.lock().clone()
     }
+
+    /// Renames the file within its volume; the caller syncs the directory.
+    ///
+    /// # Errors
+    /// `Unavailable`; it then has its old name.
+    pub(crate) fn rename(&self, disk: &Disk, to: &Path) -> Result<()> {
+        let mut path = self.path.lock();
+        disk.rename(&path, to)?;
+        *path = to.to_owned();
+        Ok(())
+    }
 }
 
 impl Drop for PoolFile {

@@ -47,6 +47,9 @@ struct State {
 #[derive(Clone, Copy)]
 struct Slot {
     record: Option<Record>,
+    /// Pages that a read that does not wait has missed: the kernel reads them all the same, so they
+    /// may turn up in the page cache without having been checked.
+    suspect: u16,
     /// Counts the lines that were here: a reader sees by it that its line has left meanwhile.
     generation: u32,
 }
@@ -67,7 +70,7 @@ impl LineCache {
         let known = disk.read_file(&dir.join("slots"))?.unwrap_or_default();
         for (number, bytes) in known.chunks_exact(RECORD_BYTES).enumerate() {
             let record = Record::decode(bytes);
-            state.slots.push(Slot { record, generation: 0 });
+            state.slots.push(Slot { record, suspect: 0, generation: 0 });
             match record {
                 Some(record) if !state.lines.contains_key(&record.key) => {
                     state.lines.insert(record.key, number as u32);
@@ -120,10 +123,15 @@ impl LineCache {
             let length = ((LINE_BYTES - within) as usize).min(into.len() - done);
             let first = PageIndex((at / PAGE_BYTES as u64) as u32);
             let last = PageIndex(((at + length as u64 - 1) / PAGE_BYTES as u64) as u32);
-            let Some((slot, generation)) = self.find(segment, first, last) else { return false };
+            let Some((slot, generation)) = self.find(segment, first, last, true) else {
+                return false;
+            };
             let part = &mut into[done..done + length];
             let offset = u64::from(slot) * LINE_BYTES + within;
             let read = self.slab.read_cached(part, offset).is_ok_and(|read| read == length);
+            if !read {
+                self.suspect(slot, generation, first, last);
+            }
             if !read || !self.is_still(slot, generation) {
                 return false;
             }
@@ -134,20 +142,45 @@ impl LineCache {
 
     /// Reads one page, waiting for the disk; `false` when it is not here.
     pub fn read(&self, segment: SegmentId, page: PageIndex, into: &mut [u8]) -> bool {
-        let Some((slot, generation)) = self.find(segment, page, page) else { return false };
+        let Some((slot, generation)) = self.find(segment, page, page, false) else {
+            return false;
+        };
         let within = u64::from(page.0 % LINE_PAGES) * PAGE_BYTES as u64;
         let read = self.slab.read_at(into, u64::from(slot) * LINE_BYTES + within);
         read.is_ok() && self.is_still(slot, generation)
     }
 
-    /// The slot that has these pages of one line.
-    fn find(&self, segment: SegmentId, first: PageIndex, last: PageIndex) -> Option<(u32, u32)> {
+    fn suspect(&self, slot: u32, generation: u32, first: PageIndex, last: PageIndex) {
+        let slot = &mut self.state.lock().slots[slot as usize];
+        if slot.generation == generation {
+            slot.suspect |= mask_of(first.0 % LINE_PAGES, last.0 % LINE_PAGES);
+        }
+    }
+
+    /// Notes that a page was read by [`LineCache::read`] and is what its hash says.
+    pub fn trust_page(&self, segment: SegmentId, page: PageIndex) {
+        let mut state = self.state.lock();
+        if let Some(number) = state.lines.get(&LineKey::of(segment, page)).copied() {
+            let bit = page.0 % LINE_PAGES;
+            state.slots[number as usize].suspect &= !mask_of(bit, bit);
+        }
+    }
+
+    /// The slot that has these pages of one line, with its generation; `trusted` asks that none of
+    /// them is suspect.
+    fn find(
+        &self,
+        segment: SegmentId,
+        first: PageIndex,
+        last: PageIndex,
+        trusted: bool,
+    ) -> Option<(u32, u32)> {
         let key = LineKey::of(segment, first);
         let mut state = self.state.lock();
         let number = *state.lines.get(&key)?;
         let slot = state.slots[number as usize];
         let wanted = mask_of(first.0 % LINE_PAGES, last.0 % LINE_PAGES);
-        if slot.record?.mask & wanted != wanted {
+        if slot.record?.mask & wanted != wanted || trusted && slot.suspect & wanted != 0 {
             return None;
         }
         state.policy.touch(&key);
@@ -204,8 +237,10 @@ impl LineCache {
         let Some(record) = &mut state.slots[number as usize].record else {
             unreachable!("a line in use has a record");
         };
-        record.mask |= mask_of(within, within + count - 1);
+        let written = mask_of(within, within + count - 1);
+        record.mask |= written;
         let record = *record;
+        state.slots[number as usize].suspect &= !written;
         self.write_record(number, Some(record))
     }
 
@@ -221,7 +256,7 @@ impl LineCache {
         if let Some(number) = state.free.pop() {
             return Ok(number);
         }
-        state.slots.push(Slot { record: None, generation: 0 });
+        state.slots.push(Slot { record: None, suspect: 0, generation: 0 });
         Ok(state.slots.len() as u32 - 1)
     }
 
@@ -231,6 +266,7 @@ impl LineCache {
         if let Some(number) = state.lines.remove(&key) {
             let slot = &mut state.slots[number as usize];
             slot.record = None;
+            slot.suspect = 0;
             slot.generation = slot.generation.wrapping_add(1);
             state.free.push(number);
             self.write_record(number, None)?;

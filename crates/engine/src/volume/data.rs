@@ -74,7 +74,7 @@ impl Volume {
     /// Takes what is here out of a set of a segment's pages.
     fn take_resident(&self, segment: &Segment, pages: &mut PageSet) {
         if segment.has_file() {
-            let good: Vec<_> = pages.iter().filter(|page| segment.is_good(*page, 1)).collect();
+            let good: Vec<_> = pages.iter().filter(|page| !segment.is_bad(*page)).collect();
             good.into_iter().for_each(|page| pages.remove(page, 1));
         }
         if !pages.is_empty() {

@@ -259,20 +259,15 @@ impl Volume {
         journal.unsealed -= journal.closed.len();
         journal.closed.clear();
         journal.open = None;
-        if first.durable > 0 {
-            self.keep_prefix(journal, first).map_err(lost)?;
-        }
+        let prefix = match first.durable {
+            0 => None,
+            _ => Some(self.keep_prefix(journal, first).map_err(lost)?),
+        };
         journal.mode = Mode::Appending;
         for known in &stranded {
             self.append_again(journal, known).map_err(lost)?;
         }
-        let synced = journal
-            .closed
-            .iter()
-            .map(|closed| &closed.file)
-            .chain(journal.open.as_ref().map(|open| &open.file))
-            .try_for_each(|file| file.sync());
-        synced.map_err(|e| lost(Error::io("fdatasync of the copy", e)))?;
+        self.show_copies(journal).map_err(lost)?;
         for known in &stranded {
             if known.durable == 0 {
                 self.set_aside(&known.file.path())?;
@@ -282,13 +277,29 @@ impl Volume {
             self.close_open(journal);
             journal.mode = Mode::Stopped;
         }
-        self.after_rescue(journal);
+        self.after_rescue(journal, prefix);
         Ok(())
     }
 
-    fn after_rescue(&self, journal: &mut MutexGuard<'_, Journal>) {
+    /// Syncs the copies, and only then gives them their names: recovery finds all of them or, under
+    /// the old names, what they were copied from.
+    fn show_copies(&self, journal: &MutexGuard<'_, Journal>) -> Result<()> {
+        let closed = journal.closed.iter().map(|closed| (&closed.segment, &closed.file));
+        let open = journal.open.as_ref().map(|open| (&open.segment, &open.file));
+        let copies: Vec<_> = closed.chain(open).collect();
+        for (_, file) in &copies {
+            file.sync().map_err(|e| Error::io("fdatasync of the copy", e))?;
+        }
+        // The last first: recovery follows the chain only from the first.
+        for (segment, file) in copies.iter().rev() {
+            file.rename(&self.context.disk, &self.segment_path(segment.name))?;
+        }
+        self.context.disk.sync_dir(&self.dir.join("segments"))
+    }
+
+    fn after_rescue(&self, journal: &mut MutexGuard<'_, Journal>, prefix: Option<Arc<Closed>>) {
         let tick = journal.tick;
-        for closed in std::mem::take(&mut journal.closed) {
+        for closed in prefix.into_iter().chain(std::mem::take(&mut journal.closed)) {
             self.context.sealer.send(Job::Seal { volume: self.this.clone(), closed });
         }
         if let Some(open) = &mut journal.open {
@@ -302,7 +313,12 @@ impl Volume {
     }
 
     /// The durable prefix of a segment whose fdatasync failed becomes a segment of its own right.
-    fn keep_prefix(&self, journal: &mut MutexGuard<'_, Journal>, from: &Stranded) -> Result<()> {
+    /// It is sealed only when what lies behind it is copied: the seal's index takes its place.
+    fn keep_prefix(
+        &self,
+        journal: &mut MutexGuard<'_, Journal>,
+        from: &Stranded,
+    ) -> Result<Arc<Closed>> {
         let found = super::segment::read_segment(&from.file, &self.context.key)?;
         let pannier_core::format::segment::Recovered::Open(mut open) = found else {
             return Err(Error::new(ErrorKind::Internal, "an unsealed segment reads as sealed"));
@@ -321,8 +337,7 @@ impl Volume {
         };
         journal.log.insert(from.segment.name.sequence, known);
         journal.unsealed += 1;
-        self.context.sealer.send(Job::Seal { volume: self.this.clone(), closed: Arc::new(closed) });
-        Ok(())
+        Ok(Arc::new(closed))
     }
 
     /// Appends stranded entries to segments of new names, blocking.
@@ -377,7 +392,9 @@ impl Volume {
         }
         self.close_open(journal);
         let header = self.next_header(journal);
-        self.prepare(&header)
+        let mut path = self.segment_path(header.name).into_os_string();
+        path.push(".rescue");
+        self.prepare(&header, path.as_ref())
     }
 }
 

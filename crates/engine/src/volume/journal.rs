@@ -19,6 +19,7 @@ use pannier_core::units::{BlockIndex, PageIndex};
 use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -452,7 +453,7 @@ impl Volume {
         let header = self.next_header(journal);
         journal.preparing = true;
         self.context.runtime.spawn_blocking(move || {
-            let prepared = this.prepare(&header);
+            let prepared = this.prepare(&header, &this.segment_path(header.name));
             let mut journal = this.journal.lock();
             journal.preparing = false;
             match prepared {
@@ -486,10 +487,9 @@ impl Volume {
         }
     }
 
-    /// A file with a synced header and no seal, in its place.
-    pub(crate) fn prepare(&self, header: &Header) -> Result<Prepared> {
-        let path = self.segment_path(header.name);
-        let file = self.context.pool.take(&path)?;
+    /// A file with a synced header and no seal, at `path`.
+    pub(crate) fn prepare(&self, header: &Header, path: &Path) -> Result<Prepared> {
+        let file = self.context.pool.take(path)?;
         let mut pages = header.encode().to_vec();
         pages.resize((SEAL_PAGE.0 as usize + 1) * PAGE_BYTES, 0);
         let synced = file.write_at(&pages, 0).and_then(|()| file.sync());

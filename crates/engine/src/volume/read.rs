@@ -85,13 +85,19 @@ impl Volume {
     }
 
     fn read_piece_inline(&self, segment: &Arc<Segment>, byte: u64, into: &mut [u8]) -> bool {
+        let Some(file) = &*segment.file() else {
+            return self.context.cache.read_cached(self.segment_id(segment), byte, into);
+        };
         let pages = pages_of(byte, into.len());
-        if let Some(file) = &*segment.file()
-            && segment.is_good(PageIndex(pages.start), pages.end - pages.start)
-        {
-            return file.read_cached(into, byte).is_ok_and(|read| read == into.len());
+        let (first, count) = (PageIndex(pages.start), pages.end - pages.start);
+        if !segment.is_trusted(first, count) {
+            return false;
         }
-        self.context.cache.read_cached(self.segment_id(segment), byte, into)
+        let read = file.read_cached(into, byte).is_ok_and(|read| read == into.len());
+        if !read {
+            segment.suspect(first, count);
+        }
+        read
     }
 
     pub(crate) fn segment_id(&self, segment: &Segment) -> SegmentId {
@@ -208,9 +214,6 @@ impl Volume {
         byte: u64,
         into: &mut [u8],
     ) -> Result<Vec<Range<u32>>> {
-        if self.read_piece_inline(segment, byte, into) {
-            return Ok(Vec::new());
-        }
         let pages = pages_of(byte, into.len());
         let (this, wanted, run) = (self.this()?, Arc::clone(segment), pages.clone());
         let (bytes, absent) = blocking(move || this.load_pages(&wanted, run)).await?;
@@ -249,8 +252,9 @@ impl Volume {
             bytes.fill(0);
         }
         for (page, block) in pages.map(PageIndex).zip(bytes.chunks_exact_mut(PAGE_BYTES)) {
-            if file.is_some() && segment.is_good(page, 1) {
+            if let Some(file) = file.as_ref().filter(|_| !segment.is_bad(page)) {
                 if verify(page, block) {
+                    segment.checked(page, true);
                     continue;
                 }
                 if !segment.has_file() {
@@ -259,10 +263,12 @@ impl Volume {
                     continue;
                 }
                 tracing::warn!(segment = %id, page = page.0, "a block on the disk is damaged");
-                segment.mark_bad(page);
+                segment.checked(page, false);
+                file.forget_cached(page.byte_offset(), PAGE_BYTES as u64);
             }
             if self.context.cache.read(id, page, block) {
                 if verify(page, block) {
+                    self.context.cache.trust_page(id, page);
                     continue;
                 }
                 tracing::warn!(segment = %id, page = page.0, "a cached block is damaged");

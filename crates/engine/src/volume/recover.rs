@@ -19,9 +19,9 @@ use crate::pool::PoolFile;
 use bytes::Bytes;
 use pannier_core::format::checkpoint::{Root, decode_page};
 use pannier_core::format::segment::{
-    Entry, Link, OpenSegment, Recovered, SEAL_PAGE, SealedSegment, SegmentMeta,
+    Entry, Header, Link, OpenSegment, PAGE_BYTES, Recovered, SEAL_PAGE, SealedSegment, SegmentMeta,
 };
-use pannier_core::ids::{SegmentName, VolumeId};
+use pannier_core::ids::{SegmentId, SegmentName, VolumeId};
 use pannier_core::map::{Map, MapPageIndex};
 use pannier_core::units::BLOCK_BYTES;
 use parking_lot::{Mutex, RwLock};
@@ -188,6 +188,25 @@ fn started(volume: Arc<Volume>) -> Arc<Volume> {
     volume
 }
 
+/// The header that a file has, if it has one.
+fn header_of(file: &PoolFile) -> Result<Option<Header>> {
+    let mut page = vec![0; PAGE_BYTES];
+    let read = file.read_at(&mut page, 0);
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other.map_err(|e| Error::io(format!("read {}", file.path().display()), e))?,
+    }
+    Ok(Header::decode(&page).ok())
+}
+
+/// Whether a file is new: its first page was never written.
+fn is_unused(file: &PoolFile) -> Result<bool> {
+    let mut page = vec![0; PAGE_BYTES.min(file.length().unwrap_or(0) as usize)];
+    let read = file.read_at(&mut page, 0);
+    read.map_err(|e| Error::io(format!("read {}", file.path().display()), e))?;
+    Ok(page.iter().all(|byte| *byte == 0))
+}
+
 fn name_of(path: &Path) -> Option<SegmentName> {
     path.file_name()?.to_str()?.parse().ok()
 }
@@ -320,7 +339,11 @@ impl Volume {
         let mut seen = BTreeSet::new();
         for (name, path) in files {
             let file = Arc::new(self.context.pool.open_file(&path)?);
-            if name.sequence <= base.sequence() {
+            // A file that was taken from the pool and has another segment's header yet was never
+            // used under this name: its own header is synced before its first entry.
+            let id = SegmentId { volume: self.id, name };
+            let other = header_of(&file)?.is_some_and(|header| header.id() != id);
+            if name.sequence <= base.sequence() || other {
                 self.give_back(&file);
                 continue;
             }
@@ -342,6 +365,7 @@ impl Volume {
                     let found = Found::Open(Box::new(open), file);
                     candidates.push(Candidate { name, path, found });
                 }
+                Err(_) if is_unused(&file)? => self.give_back(&file),
                 Err(error) => {
                     tracing::warn!(volume = %self.id, %error, "a file is set aside");
                     self.set_aside(&path)?;
@@ -353,7 +377,13 @@ impl Volume {
                 self.context.disk.remove(&path)?;
                 continue;
             };
-            if name.sequence <= base.sequence() || seen.contains(&name) {
+            if name.sequence <= base.sequence() {
+                if self.map.read().named(name).is_none() {
+                    self.context.disk.remove(&path)?;
+                }
+                continue;
+            }
+            if seen.contains(&name) {
                 continue;
             }
             let bytes = self.context.disk.read_file(&path)?.unwrap_or_default();
@@ -443,8 +473,10 @@ impl Volume {
                 }
                 let segment = Segment::new(name, Some(Arc::clone(&file)));
                 self.replay(&segment, open.entries())?;
-                let source = Mutex::new(SealSource::Recovered(open));
                 let mut journal = self.journal.lock();
+                // Acknowledged, and not known durable: the next flush covers them.
+                journal.tick += open.entries().len() as u64;
+                let source = Mutex::new(SealSource::Recovered(open));
                 journal.closed.push_back(Arc::new(Closed { segment, file, source }));
                 journal.unsealed += 1;
             }
@@ -462,8 +494,27 @@ impl Volume {
             .map_err(|e| Error::io(format!("copy {} to {}", path.display(), to.display()), e))
     }
 
-    /// What is no part of the log: empty segments go to the pool, others aside.
+    /// What is no part of the log: empty segments go to the pool, others aside. None of them may be
+    /// durable: a flush that covers a segment has covered all before it.
     fn put_away(&self, rest: Vec<Candidate>) -> Result<()> {
+        let end = self.journal.lock().end;
+        let durable = |candidate: &&Candidate| {
+            let durable = match &candidate.found {
+                Found::Sealed(meta, _) => !meta.entries().is_empty(),
+                Found::Open(open, _) => open.durable() > 0,
+            };
+            durable && candidate.name.sequence > end.sequence()
+        };
+        if let Some(behind) = rest.iter().find(durable) {
+            let text = format!(
+                "the log of volume {} breaks behind position {end:?}, but {} has flushed data: a \
+                 segment between is missing or damaged; restore it or take the volume over from \
+                 another copy",
+                self.id,
+                behind.path.display()
+            );
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
         for Candidate { path, found, .. } in rest {
             match found {
                 Found::Open(open, file) if open.entries().is_empty() && open.behind().is_none() => {

@@ -130,7 +130,6 @@ fn seal(volume: &Volume, closed: &Closed, key: &HashKey) -> Result<Sealed> {
     let file = &closed.file;
     let write = || {
         file.write_at(sealing.bytes(), sealing.page().byte_offset())?;
-        file.sync()?;
         file.write_at(&sealing.record()[..], SEAL_PAGE.byte_offset())?;
         file.sync()
     };

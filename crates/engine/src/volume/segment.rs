@@ -43,9 +43,18 @@ pub(crate) struct Segment {
     stored: AtomicBool,
     /// While it is not sealed.
     pub(crate) hashed: Mutex<Hashed>,
-    /// Pages of the file that are not what the block table says.
-    bad: Mutex<PageSet>,
-    has_bad: AtomicBool,
+    doubt: Mutex<Doubt>,
+    has_doubt: AtomicBool,
+}
+
+/// Pages of a segment's file that may not be read straight from the page cache.
+#[derive(Default)]
+struct Doubt {
+    /// Not what the block table says.
+    bad: PageSet,
+    /// A read that does not wait missed them. The kernel has begun to read them from the disk all the
+    /// same, so they may turn up in the page cache at any time without having been checked.
+    suspect: PageSet,
 }
 
 impl Segment {
@@ -57,8 +66,8 @@ impl Segment {
             sealed: OnceLock::new(),
             stored: AtomicBool::new(false),
             hashed: Mutex::default(),
-            bad: Mutex::default(),
-            has_bad: AtomicBool::new(false),
+            doubt: Mutex::default(),
+            has_doubt: AtomicBool::new(false),
         })
     }
 
@@ -99,18 +108,37 @@ impl Segment {
         self.stored.store(stored, Ordering::Release);
     }
 
-    /// Whether the file's copy of a run of pages may be used.
-    pub(crate) fn is_good(&self, first: PageIndex, count: u32) -> bool {
-        !self.has_bad.load(Ordering::Acquire) || {
-            let bad = self.bad.lock();
-            (0..count).all(|n| !bad.contains(first.plus(n)))
+    /// Whether what the page cache has of a run of pages is known to be good.
+    pub(crate) fn is_trusted(&self, first: PageIndex, count: u32) -> bool {
+        !self.has_doubt.load(Ordering::Acquire) || {
+            let doubt = self.doubt.lock();
+            let doubted = |page| doubt.bad.contains(page) || doubt.suspect.contains(page);
+            !(0..count).any(|n| doubted(first.plus(n)))
         }
     }
 
-    /// Notes that the file's copy of a page is not what the block table says.
-    pub(crate) fn mark_bad(&self, page: PageIndex) {
-        self.bad.lock().insert(page, 1);
-        self.has_bad.store(true, Ordering::Release);
+    /// Whether the file's copy of a page was found damaged.
+    pub(crate) fn is_bad(&self, page: PageIndex) -> bool {
+        self.has_doubt.load(Ordering::Acquire) && self.doubt.lock().bad.contains(page)
+    }
+
+    /// Notes that a read that does not wait has missed pages: they are checked before they are used.
+    pub(crate) fn suspect(&self, first: PageIndex, count: u32) {
+        self.doubt.lock().suspect.insert(first, count);
+        self.has_doubt.store(true, Ordering::Release);
+    }
+
+    /// Notes that a page was checked: it is good, or it is not.
+    pub(crate) fn checked(&self, page: PageIndex, good: bool) {
+        if good && !self.has_doubt.load(Ordering::Acquire) {
+            return;
+        }
+        let mut doubt = self.doubt.lock();
+        doubt.suspect.remove(page, 1);
+        if !good {
+            doubt.bad.insert(page, 1);
+        }
+        self.has_doubt.store(!doubt.bad.is_empty() || !doubt.suspect.is_empty(), Ordering::Release);
     }
 
     /// Hash of a page of an unsealed segment, when it is computed.

@@ -1,5 +1,6 @@
 //! Tests of a volume on a host, against files in a temporary directory.
 
+mod fault;
 mod guest;
 mod model;
 mod store;
@@ -172,4 +173,15 @@ pub(super) async fn read(volume: &Volume, offset: u64, length: usize) -> Vec<u8>
     let mut bytes = vec![0xee; length];
     volume.read(offset, &mut bytes).await.unwrap();
     bytes
+}
+
+/// Makes the disk the only place that has a file's bytes.
+pub(super) fn make_cold(path: &Path) {
+    let file = Disk::default().open(path).unwrap();
+    file.sync().unwrap();
+    // Pages that were just written may be held for an instant, and then stay.
+    for _ in 0..10 {
+        file.forget_cached(0, file.length().unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }

@@ -1,0 +1,127 @@
+//! A disk that fails: fdatasync errors, no space.
+
+use super::model::gone;
+use super::*;
+use crate::disk::{DiskOp, Observer};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::AtomicUsize;
+
+const SIZE: u64 = 4 << 20;
+
+/// Fails what it is told to, and remembers which files' syncs failed.
+#[derive(Default)]
+struct Faults {
+    /// Syncs to fail from now on, after letting `skip` pass.
+    fail_syncs: AtomicUsize,
+    full: AtomicBool,
+    failed: Mutex<BTreeSet<u64>>,
+    retried: AtomicBool,
+}
+
+impl Observer for Faults {
+    fn before(&self, op: &DiskOp<'_>) -> io::Result<()> {
+        match op {
+            DiskOp::Sync { file } => {
+                if self.failed.lock().contains(file) {
+                    self.retried.store(true, Ordering::Relaxed);
+                }
+                let take = |left: usize| left.checked_sub(1);
+                if self.fail_syncs.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() {
+                    self.failed.lock().insert(*file);
+                    return Err(io::Error::from_raw_os_error(5));
+                }
+                Ok(())
+            }
+            DiskOp::Create { .. } if self.full.load(Ordering::Relaxed) => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failed_fdatasync_the_unsynced_entries_stand_in_another_file() {
+    for durable_before in [0, 5] {
+        let dir = tempfile::tempdir().unwrap();
+        let faults = Arc::new(Faults::default());
+        let disk = Disk::observed(Arc::clone(&faults) as Arc<dyn Observer>);
+        let context = host(dir.path(), small(), &Arc::default(), disk.clone());
+        let volume = created(&context, SIZE).await;
+        for block in 0..durable_before {
+            volume.write(block * 4096, pattern(block + 1, 4096), false).await.unwrap();
+        }
+        volume.flush().await.unwrap();
+        for block in durable_before..20 {
+            volume.write(block * 4096, pattern(block + 1, 4096), false).await.unwrap();
+        }
+        volume.write_zeroes(19 * 4096, 4096, true, false).await.unwrap();
+        // Until the segment prepared ahead is there, a sync may be its header's.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        faults.fail_syncs.store(1, Ordering::Release);
+        volume.flush().await.unwrap();
+        assert_eq!(faults.failed.lock().len(), 1);
+        let check = |volume: Arc<Volume>| async move {
+            for block in 0..20 {
+                let bytes = read(&volume, block * 4096, 4096).await;
+                let expect =
+                    if block == 19 { vec![0; 4096] } else { pattern(block + 1, 4096).to_vec() };
+                assert!(bytes == expect, "{durable_before} durable before, block {block}");
+            }
+        };
+        check(Arc::clone(&volume)).await;
+        volume.write(20 * 4096, pattern(21, 4096), true).await.unwrap();
+        if durable_before == 0 {
+            assert!(!faults.retried.load(Ordering::Relaxed), "a failed fdatasync is not retried");
+        }
+        gone(volume).await;
+        let volume = recovered(&context, 2).await;
+        check(Arc::clone(&volume)).await;
+        assert!(read(&volume, 20 * 4096, 4096).await == pattern(21, 4096));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_rescue_fails_too_nothing_is_acknowledged_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = Disk::observed(Arc::clone(&faults) as Arc<dyn Observer>);
+    let context = host(dir.path(), small(), &Arc::default(), disk);
+    let volume = created(&context, SIZE).await;
+    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    faults.fail_syncs.store(usize::MAX, Ordering::Release);
+    let failed = volume.flush().await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Unavailable);
+    assert!(failed.context().contains("fdatasync"), "{failed}");
+    assert!(volume.write(0, pattern(2, 4096), false).await.is_err());
+    assert!(volume.flush().await.is_err());
+    assert!(read(&volume, 0, 4096).await == pattern(1, 4096), "reads go on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_writes_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = Disk::observed(Arc::clone(&faults) as Arc<dyn Observer>);
+    let context = host(dir.path(), small(), &Arc::default(), disk);
+    let volume = created(&context, SIZE).await;
+    faults.full.store(true, Ordering::Relaxed);
+    let mut written = 0;
+    let refused = loop {
+        match volume.write(written * 4096, pattern(written + 1, 4096), false).await {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.kind(), ErrorKind::NoSpace);
+    volume.flush().await.unwrap();
+    for block in 0..written {
+        assert!(read(&volume, block * 4096, 4096).await == pattern(block + 1, 4096));
+    }
+    assert!(volume.write(0, pattern(1, 4096), false).await.is_err());
+    faults.full.store(false, Ordering::Relaxed);
+    volume.write(written * 4096, pattern(written + 1, 4096), true).await.unwrap();
+    assert!(read(&volume, written * 4096, 4096).await == pattern(written + 1, 4096));
+}
