@@ -6,6 +6,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,6 +78,25 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Called after a write, a sync or a sync of a directory that succeeded.
     fn after(&self, _op: &DiskOp<'_>) {}
+}
+
+/// Number of `cachestat(2)`, the same on all architectures.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+#[repr(C)]
+struct CachestatRange {
+    off: u64,
+    len: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Cachestat {
+    nr_cache: u64,
+    nr_dirty: u64,
+    nr_writeback: u64,
+    nr_evicted: u64,
+    nr_recently_evicted: u64,
 }
 
 /// The local disk.
@@ -330,6 +350,28 @@ impl DiskFile {
     /// Of the system; `UnexpectedEof` behind the end of the file.
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(into, offset)
+    }
+
+    /// Whether a range is wholly in the page cache, or on its way into it. A read that does not wait
+    /// cannot tell: it begins to read from the disk what it misses, and may find it when the disk is
+    /// fast. Where the kernel has no `cachestat` (before Linux 6.5) the answer is always no.
+    #[must_use]
+    pub fn is_cached(&self, offset: u64, length: u64) -> bool {
+        let pages = (offset + length).div_ceil(4096) - offset / 4096;
+        let range = CachestatRange { off: offset, len: length };
+        let mut found = Cachestat::default();
+        // SAFETY: both structures live during the call and have the layout that the kernel's
+        // `cachestat(2)` defines; the kernel only reads `range` and only writes `found`.
+        let failed = unsafe {
+            libc::syscall(
+                SYS_CACHESTAT,
+                self.file.as_raw_fd(),
+                std::ptr::from_ref(&range),
+                std::ptr::from_mut(&mut found),
+                0,
+            )
+        };
+        failed == 0 && found.nr_cache >= pages
     }
 
     /// Reads what is in the page cache without waiting; returns how many of the first bytes of

@@ -47,8 +47,8 @@ struct State {
 #[derive(Clone, Copy)]
 struct Slot {
     record: Option<Record>,
-    /// Pages that a read that does not wait has missed: the kernel reads them all the same, so they
-    /// may turn up in the page cache without having been checked.
+    /// Pages that were not in the page cache when they were wanted: what turns up there is from the
+    /// disk and has to be checked first.
     suspect: u16,
     /// Counts the lines that were here: a reader sees by it that its line has left meanwhile.
     generation: u32,
@@ -128,7 +128,8 @@ impl LineCache {
             };
             let part = &mut into[done..done + length];
             let offset = u64::from(slot) * LINE_BYTES + within;
-            let read = self.slab.read_cached(part, offset).is_ok_and(|read| read == length);
+            let read = self.slab.is_cached(offset, length as u64)
+                && self.slab.read_cached(part, offset).is_ok_and(|read| read == length);
             if !read {
                 self.suspect(slot, generation, first, last);
             }
@@ -146,7 +147,11 @@ impl LineCache {
             return false;
         };
         let within = u64::from(page.0 % LINE_PAGES) * PAGE_BYTES as u64;
-        let read = self.slab.read_at(into, u64::from(slot) * LINE_BYTES + within);
+        let offset = u64::from(slot) * LINE_BYTES + within;
+        if !self.slab.is_cached(offset, into.len() as u64) {
+            self.suspect(slot, generation, page, page);
+        }
+        let read = self.slab.read_at(into, offset);
         read.is_ok() && self.is_still(slot, generation)
     }
 

@@ -93,7 +93,10 @@ impl Volume {
         if !segment.is_trusted(first, count) {
             return false;
         }
-        let read = file.read_cached(into, byte).is_ok_and(|read| read == into.len());
+        // What is not cached is suspect before anything can bring it into the cache.
+        let length = into.len() as u64;
+        let read = file.is_cached(byte, length)
+            && file.read_cached(into, byte).is_ok_and(|read| read as u64 == length);
         if !read {
             segment.suspect(first, count);
         }
@@ -245,6 +248,11 @@ impl Volume {
         };
         let id = self.segment_id(segment);
         let file = segment.file().clone();
+        if let Some(file) = &file
+            && !file.is_cached(PageIndex(pages.start).byte_offset(), bytes.len() as u64)
+        {
+            segment.suspect(PageIndex(pages.start), pages.end - pages.start);
+        }
         if let Some(file) = &file
             && let Err(error) = file.read_at(&mut bytes, PageIndex(pages.start).byte_offset())
         {

@@ -52,8 +52,8 @@ pub(crate) struct Segment {
 struct Doubt {
     /// Not what the block table says.
     bad: PageSet,
-    /// A read that does not wait missed them. The kernel has begun to read them from the disk all the
-    /// same, so they may turn up in the page cache at any time without having been checked.
+    /// They were not in the page cache when they were wanted: what turns up there is from the disk
+    /// and has to be checked first.
     suspect: PageSet,
 }
 
@@ -122,7 +122,7 @@ impl Segment {
         self.has_doubt.load(Ordering::Acquire) && self.doubt.lock().bad.contains(page)
     }
 
-    /// Notes that a read that does not wait has missed pages: they are checked before they are used.
+    /// Notes that pages are not in the page cache: they are checked before they are used.
     pub(crate) fn suspect(&self, first: PageIndex, count: u32) {
         self.doubt.lock().suspect.insert(first, count);
         self.has_doubt.store(true, Ordering::Release);

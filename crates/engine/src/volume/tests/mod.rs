@@ -179,9 +179,9 @@ pub(super) async fn read(volume: &Volume, offset: u64, length: usize) -> Vec<u8>
 pub(super) fn make_cold(path: &Path) {
     let file = Disk::default().open(path).unwrap();
     file.sync().unwrap();
-    // Pages that were just written may be held for an instant, and then stay.
-    for _ in 0..10 {
+    // Pages that somebody holds for an instant stay.
+    while (0..file.length().unwrap()).step_by(4096).any(|offset| file.is_cached(offset, 4096)) {
         file.forget_cached(0, file.length().unwrap());
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
