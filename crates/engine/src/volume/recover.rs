@@ -475,7 +475,7 @@ impl Volume {
                 self.replay(&segment, open.entries())?;
                 let mut journal = self.journal.lock();
                 // Acknowledged, and not known durable: the next flush covers them.
-                journal.tick += open.entries().len() as u64;
+                journal.tick += open.entries().len().max(1) as u64;
                 let source = Mutex::new(SealSource::Recovered(open));
                 journal.closed.push_back(Arc::new(Closed { segment, file, source }));
                 journal.unsealed += 1;
