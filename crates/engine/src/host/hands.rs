@@ -383,13 +383,14 @@ impl Ownership for Locals {
 impl Publish for Locals {
     async fn publish(&self, publication: Publication) -> Result<()> {
         let Publication { volume, checkpoint, size_bytes, .. } = publication;
-        // What was sealed since only makes this less often true, never wrongly.
-        let complete = self
-            .known(volume)
-            .is_some_and(|local| local.live_segments().iter().all(|segment| segment.stored_here));
         let (host, site) = (self.context.host, &self.context.site);
         self.directory
             .update_volume(volume, |record| {
+                // A checkpoint is published only when all that it names is in the site's store. What
+                // this epoch's owner has put there itself needs no second look; what a move has
+                // brought does.
+                let before = record.homes.get(site).and_then(|home| home.checkpoint.as_ref());
+                let complete = before.is_some_and(|before| before.epoch == checkpoint.epoch);
                 let published =
                     publish_checkpoint(record, host, site, checkpoint.clone(), complete);
                 *record = published.map_err(|refusal| {
