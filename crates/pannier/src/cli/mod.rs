@@ -47,7 +47,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     })
 }
 
-async fn execute(command: Command, dir: Option<&Path>, printer: &Printer) -> Result<(), Failure> {
+pub(crate) async fn execute(
+    command: Command,
+    dir: Option<&Path>,
+    printer: &Printer,
+) -> Result<(), Failure> {
     let client = Client::find(dir);
     match command {
         Command::Init(args) => host::init(&dir_of_host(dir), args, printer),

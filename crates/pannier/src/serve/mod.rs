@@ -5,6 +5,9 @@ mod sockets;
 mod supervise;
 mod wire;
 
+#[cfg(test)]
+pub(crate) use wire::{Parts, start};
+
 use crate::cli::args::Serve;
 use crate::config::Config;
 use crate::output::Failure;

@@ -35,7 +35,7 @@ const REGISTER_WAIT_KNOWN: Duration = Duration::from_millis(500);
 const REGISTER_AGAIN: Duration = Duration::from_secs(2);
 
 /// A daemon's parts.
-pub(super) struct Parts {
+pub(crate) struct Parts {
     host: Arc<Host>,
     transport: Transport,
     config: Config,
@@ -44,7 +44,7 @@ pub(super) struct Parts {
 }
 
 /// Starts everything but the exports and the API.
-pub(super) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure> {
+pub(crate) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure> {
     if config.site.is_empty() {
         return Err(Failure::invalid(format!(
             "{} names no site; add `site = \"...\"`",
@@ -181,7 +181,7 @@ fn free_name(name: &str, free: impl Fn(&str) -> bool) -> String {
 
 impl Parts {
     /// Returns when this host is registered and its volumes are back.
-    pub(super) async fn settled(&self) -> Result<(), Failure> {
+    pub(crate) async fn settled(&self) -> Result<(), Failure> {
         let (registered, ()) = tokio::join!(self.register(), self.host.recovered());
         registered
     }
@@ -239,7 +239,7 @@ impl Parts {
     }
 
     /// What the API works on.
-    pub(super) fn api_state(
+    pub(crate) fn api_state(
         &self,
         dir: &Path,
         metrics: PrometheusHandle,
@@ -268,7 +268,7 @@ impl Parts {
 
     /// Stops the engine: what is open is sealed and a checkpoint is written, so that the next start
     /// has nothing to recover.
-    pub(super) async fn stop(&self) -> Result<(), Failure> {
+    pub(crate) async fn stop(&self) -> Result<(), Failure> {
         let outcome = self.host.stop().await;
         self.transport.close().await;
         outcome.map_err(|error| {
