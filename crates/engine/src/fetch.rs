@@ -4,6 +4,8 @@
 //! site's store first, then the peers that may hold the pages, each answer checked by the segment's
 //! block table before it counts.
 
+mod stored;
+
 use crate::context::Fetch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{PAYLOAD_BYTES_MAX, PageRun, Request, Response};
@@ -25,6 +27,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
+use stored::Stored;
 use tokio::time::Instant;
 
 /// Fetches for all volumes of a host.
@@ -33,6 +36,7 @@ pub struct Fetcher {
     plan: Mutex<Plan>,
     /// Told when bulk wants can be taken again.
     drained: Notify,
+    stored: Stored,
     metas: Mutex<HashMap<SegmentId, Arc<tokio::sync::Mutex<()>>>>,
     started: Instant,
 }
@@ -88,6 +92,7 @@ impl Fetcher {
             mover,
             plan: Mutex::default(),
             drained: Notify::new(),
+            stored: Stored::default(),
             metas: Mutex::default(),
             started: Instant::now(),
         }
@@ -167,14 +172,8 @@ impl Fetcher {
         segment: SegmentName,
         runs: &[Range<u32>],
     ) -> bool {
-        if volume.stored_key(segment).is_none() {
-            return false;
-        }
-        let runs = runs.to_vec();
-        let done = match volume.read_pages(segment, &runs).await {
-            Ok(bytes) => volume.insert_pages(segment, &runs, &bytes).await,
-            Err(error) => Err(error),
-        };
+        let Some(key) = volume.stored_key(segment) else { return false };
+        let done = self.stored.pages(volume, segment, &key, runs).await;
         if let Err(error) = &done {
             tracing::warn!(
                 volume = %volume.id(), %segment, %error,

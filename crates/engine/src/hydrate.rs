@@ -14,7 +14,7 @@ use crate::verify::Proof;
 use crate::volume::Volume;
 use crate::volume::log::{LiveSegment, pages_in};
 use futures::StreamExt;
-use pannier_core::ids::SegmentName;
+use pannier_core::ids::{SegmentId, SegmentName};
 use pannier_core::units::BLOCK_BYTES;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -129,14 +129,14 @@ impl Task {
             self.pull(&lacking).await?;
         }
         self.enter(Phase::Publishing);
-        self.volume.seal_open().await?;
+        let root = self.volume.checkpoint_local().await?;
+        // What was written until the checkpoint is sealed by now, and this host has its files.
         for segment in self.volume.live_segments() {
             if segment.hash.is_some() && !segment.stored_here {
-                self.volume.store_segment(segment.name).await?;
+                self.store(segment.name).await?;
             }
         }
-        let (root, published) = self.volume.checkpoint().await?;
-        if !published {
+        if self.volume.publish_checkpoint().await? != Some(root) {
             return Ok(false);
         }
         self.enter(Phase::Verifying);
@@ -187,6 +187,10 @@ impl Task {
             self.room.progress.lock().bytes_done += pages * BLOCK_BYTES;
         }
         let Ok(_one) = storing.acquire().await else { return Ok(()) };
+        self.store(segment).await
+    }
+
+    async fn store(&self, segment: SegmentName) -> Result<()> {
         match self.volume.store_segment(segment).await {
             Ok(_sent) => {
                 let mut progress = self.room.progress.lock();
@@ -207,7 +211,9 @@ impl Task {
             total += u64::from(segment.pages_live);
             stored += u64::from(segment.stored_here);
             if !segment.stored_here && !segment.file_here {
-                missing += u64::from(pages_in(&self.volume.missing_pages(segment.name)));
+                let id = SegmentId { volume: self.room.id, name: segment.name };
+                let cached = self.mover.context.cache.pages_of(id).len();
+                missing += u64::from(segment.pages_live.saturating_sub(cached));
             }
         }
         let mut progress = self.room.progress.lock();

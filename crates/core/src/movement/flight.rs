@@ -75,7 +75,7 @@ struct Line {
     asked: u16,
     /// Pages that wait to be asked for, by class (index as in `ORDER` reversed: Bulk 0).
     queued: [u16; 3],
-    waiters: Vec<(Token, u16)>,
+    waiters: Vec<(Token, u16, Class)>,
 }
 
 impl Line {
@@ -173,7 +173,7 @@ impl<K: Copy + Ord> Planner<K> {
         self.wants.insert(token, Want { key, lines: first..last + 1, missing });
         for (line, mask) in lines {
             let entry = self.lines.entry((key, line)).or_default();
-            entry.waiters.push((token, mask));
+            entry.waiters.push((token, mask, class));
             let asked = entry.asked;
             self.enqueue(key, line, mask & !asked, class, false);
         }
@@ -210,7 +210,7 @@ impl<K: Copy + Ord> Planner<K> {
         for (line, mask) in flight.lines {
             let here = mask & got.get(&line).copied().unwrap_or(0);
             self.arrive(flight.key, line, here);
-            self.enqueue(flight.key, line, mask & !here, flight.class, true);
+            self.again(flight.key, line, mask & !here);
             self.tidy(flight.key, line);
         }
     }
@@ -222,7 +222,7 @@ impl<K: Copy + Ord> Planner<K> {
             self.window.lost();
         }
         for (line, mask) in flight.lines.into_iter().rev() {
-            self.enqueue(flight.key, line, mask, flight.class, true);
+            self.again(flight.key, line, mask);
             self.tidy(flight.key, line);
         }
     }
@@ -232,7 +232,8 @@ impl<K: Copy + Ord> Planner<K> {
         let Some(flight) = self.land(id) else { return };
         for (line, mask) in flight.lines {
             let waiters = self.lines.get(&(flight.key, line)).map(|entry| entry.waiters.clone());
-            for (token, _) in waiters.unwrap_or_default().iter().filter(|(_, m)| m & mask != 0) {
+            for (token, ..) in waiters.unwrap_or_default().iter().filter(|(_, m, _)| m & mask != 0)
+            {
                 if self.forget(*token) {
                     self.done.push_back((*token, Outcome::Failed));
                 }
@@ -279,10 +280,21 @@ impl<K: Copy + Ord> Planner<K> {
         }
     }
 
+    /// Queues pages that a request did not bring, each in the highest class that waits for it, before
+    /// all others.
+    fn again(&mut self, key: K, line: u32, mask: u16) {
+        for class in ORDER.into_iter().rev() {
+            let Some(entry) = self.lines.get(&(key, line)) else { return };
+            let waiting = entry.waiters.iter().filter(|(_, _, waits)| *waits == class);
+            let wanted = waiting.fold(0, |all, (_, mask, _)| all | mask);
+            self.enqueue(key, line, mask & wanted, class, true);
+        }
+    }
+
     /// Queues pages of a line, unless they wait in a class at least as high.
     fn enqueue(&mut self, key: K, line: u32, mask: u16, class: Class, front: bool) {
         let Some(entry) = self.lines.get_mut(&(key, line)) else { return };
-        let wanted = entry.waiters.iter().fold(0, |all, (_, mask)| all | mask);
+        let wanted = entry.waiters.iter().fold(0, |all, (_, mask, _)| all | mask);
         let higher = entry.queued[class as usize + 1..].iter().fold(0, |all, mask| all | mask);
         let new = mask & wanted & !higher;
         if new == 0 {
@@ -355,7 +367,7 @@ impl<K: Copy + Ord> Planner<K> {
     fn arrive(&mut self, key: K, line: u32, mask: u16) {
         let Some(entry) = self.lines.get_mut(&(key, line)) else { return };
         let mut ended = Vec::new();
-        for (token, waits) in &mut entry.waiters {
+        for (token, waits, _) in &mut entry.waiters {
             let here = *waits & mask;
             *waits &= !mask;
             if let Some(want) = self.wants.get_mut(token) {
@@ -365,7 +377,7 @@ impl<K: Copy + Ord> Planner<K> {
                 }
             }
         }
-        entry.waiters.retain(|(_, waits)| *waits != 0);
+        entry.waiters.retain(|(_, waits, _)| *waits != 0);
         for token in ended {
             self.wants.remove(&token);
             self.done.push_back((token, Outcome::Arrived));
@@ -378,8 +390,8 @@ impl<K: Copy + Ord> Planner<K> {
         let range = (want.key, want.lines.start)..(want.key, want.lines.end);
         let mut idle = Vec::new();
         for (at, entry) in self.lines.range_mut(range) {
-            entry.waiters.retain(|(waiter, _)| *waiter != token);
-            let wanted = entry.waiters.iter().fold(0, |all, (_, mask)| all | mask);
+            entry.waiters.retain(|(waiter, ..)| *waiter != token);
+            let wanted = entry.waiters.iter().fold(0, |all, (_, mask, _)| all | mask);
             for queued in &mut entry.queued {
                 *queued &= wanted;
             }

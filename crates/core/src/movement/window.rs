@@ -14,7 +14,7 @@ const QUEUE_LOW: u64 = 150;
 /// Above this share it shrinks.
 const QUEUE_HIGH: u64 = 350;
 
-/// The base time is forgotten after this long, so that a changed route is measured anew.
+/// The base time is measured anew after this long, so that a changed route is noticed.
 const BASE_NANOS_MAX: u64 = 30_000_000_000;
 
 /// A measured bound on bytes in flight.
@@ -23,8 +23,6 @@ pub struct Window {
     bytes: u64,
     /// Shortest answer time in nanoseconds, and when it was seen.
     base: Option<(u64, Time)>,
-    /// Shortest time since the base was last renewed: the next base.
-    next_base: Option<u64>,
     /// Whether the first queue was met: before it the window doubles per round.
     steady: bool,
     /// Bytes answered since the last change.
@@ -35,14 +33,7 @@ pub struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Self {
-            bytes: WINDOW_BYTES_MIN,
-            base: None,
-            next_base: None,
-            steady: false,
-            answered: 0,
-            round_min: None,
-        }
+        Self { bytes: WINDOW_BYTES_MIN, base: None, steady: false, answered: 0, round_min: None }
     }
 }
 
@@ -84,19 +75,19 @@ impl Window {
         self.round_min = None;
     }
 
+    /// Keeps the shortest time. When it is old, the window is halved, so that our own queue drains
+    /// and the time without one shows itself again (as BBR probes for it; Cardwell et al. 2016).
     fn renew_base(&mut self, now: Time, took: u64) {
         match self.base {
-            Some((base, seen)) if took >= base && now.0 < seen.0 + BASE_NANOS_MAX => {
-                self.next_base = Some(self.next_base.map_or(took, |least| least.min(took)));
+            Some((base, seen)) if took >= base => {
+                if now.0 >= seen.0 + BASE_NANOS_MAX {
+                    self.bytes = (self.bytes / 2).max(WINDOW_BYTES_MIN);
+                    self.answered = 0;
+                    self.round_min = None;
+                    self.base = Some((took, now));
+                }
             }
-            Some((base, _)) if took >= base => {
-                let next = self.next_base.take().map_or(took, |least| least.min(took));
-                self.base = Some((next, now));
-            }
-            _ => {
-                self.base = Some((took, now));
-                self.next_base = None;
-            }
+            _ => self.base = Some((took, now)),
         }
     }
 }

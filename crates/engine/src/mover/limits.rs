@@ -77,3 +77,6 @@ pub const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Longest pause of hydration after a failure, such as a registry or a store that is away.
 pub const HYDRATION_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Objects of the own store whose footers and block tables are kept: about 200 KiB each.
+pub const STORED_OBJECTS_MAX: usize = 32;
