@@ -16,14 +16,13 @@ use crate::fetch::Fetcher;
 use crate::follow::Follower;
 use crate::forward::Forwarder;
 use crate::hydrate::Hydration;
-use crate::message::{Encoding, MoveProgress, PAYLOAD_BYTES_MAX, Phase};
+use crate::message::{MoveProgress, Phase};
 use crate::port::Peers;
-use crate::serve::{Changes, pack, unpack};
+use crate::serve::Changes;
 use crate::volume::Volume;
-use crate::volume::log::{LogBatch, Position};
+use crate::volume::log::Position;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use bytes::Bytes;
 use pannier_core::ids::{Epoch, HostId, SessionId, VolumeId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -321,26 +320,7 @@ impl Mover {
         }
     }
 
-    /// The end of the log that a follower lacks as far as is known here, encoded, to travel with
-    /// GRANT; empty when it lacks nothing, or when it is better asked for.
-    pub async fn tail(&self, volume: VolumeId, to: HostId) -> Bytes {
-        let (Ok(local), Some(after)) = (self.local(volume), self.followed_to(volume, to)) else {
-            return Bytes::new();
-        };
-        if after == local.sealed_position() {
-            return Bytes::new();
-        }
-        match local.log_since(after, limits::LOG_BYTES_MAX).await {
-            Ok(batch) => encode_tail(&batch).await.unwrap_or_default(),
-            Err(error) => {
-                tracing::debug!(%volume, %error, "the follower asks for the end of the log itself");
-                Bytes::new()
-            }
-        }
-    }
-
     /// Brings the local side up to a position that `from` has, as long as that takes, and returns it.
-    /// `tail` is what [`Mover::tail`] gave there, or empty.
     ///
     /// # Errors
     /// `Closed` when the host shuts down or following ends.
@@ -352,22 +332,7 @@ impl Mover {
         volume: VolumeId,
         from: HostId,
         position: Position,
-        tail: Bytes,
     ) -> Result<Arc<Volume>> {
-        if let Ok(local) = self.local(volume)
-            && !tail.is_empty()
-        {
-            let applied = match decode_tail(tail) {
-                Ok(batch) => local.apply_log(&batch).await.map(drop),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = applied {
-                tracing::debug!(%volume, %error, "the end of the log is asked for again");
-            }
-            if local.position() == position {
-                return Ok(local);
-            }
-        }
         self.follow(volume, from);
         let mut reached = {
             let room = self.room(volume);
@@ -462,26 +427,4 @@ impl Mover {
     pub(crate) fn closing(&self, what: &str) -> Error {
         Error::new(ErrorKind::Closed, format!("{what} on host {} has ended", self.host()))
     }
-}
-
-/// A piece of the log in bytes: a byte that says whether it is compressed, and the piece.
-async fn encode_tail(batch: &LogBatch) -> Result<Bytes> {
-    let bytes = postcard::to_stdvec(batch).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the end of the log does not encode").with_source(error)
-    })?;
-    let (encoding, body) = pack(bytes.into()).await?;
-    let mut tail = vec![u8::from(encoding == Encoding::Zstd)];
-    tail.extend_from_slice(&body);
-    Ok(tail.into())
-}
-
-fn decode_tail(mut tail: Bytes) -> Result<LogBatch> {
-    let damaged = || Error::new(ErrorKind::Corrupt, "the end of the log came damaged");
-    let encoding = match tail.first() {
-        Some(0) => Encoding::Raw,
-        Some(1) => Encoding::Zstd,
-        _ => return Err(damaged()),
-    };
-    let body = unpack(encoding, tail.split_off(1), 4 * PAYLOAD_BYTES_MAX)?;
-    postcard::from_bytes(&body).map_err(|error| damaged().with_source(error))
 }

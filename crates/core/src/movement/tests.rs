@@ -142,6 +142,7 @@ impl Model {
 
     /// Takes everything that the planner hands out, and checks each against what may be.
     fn drain(&mut self, planner: &mut Planner<u8>) {
+        let bulk_before = self.bulk_bytes();
         while let Some(ask) = planner.poll_ask(Time(0)) {
             let flying = self.flying();
             for page in pages(&ask) {
@@ -159,9 +160,12 @@ impl Model {
             let waits = missing.iter().any(|page| !flying.contains(&(*key, *page)));
             assert!(!waits || *class != Class::Demand, "demand waits behind something");
         }
-        let in_flight = |class| self.flights.iter().filter(move |ask| ask.class == class);
-        let bulk: usize = in_flight(Class::Bulk).map(|ask| pages(ask).len()).sum();
-        assert!(bulk as u64 * BLOCK_BYTES <= planner.window_bytes().max(WINDOW_BYTES_MIN) * 2);
+        assert!(self.bulk_bytes() <= planner.window_bytes().max(bulk_before), "bulk without bound");
+    }
+
+    fn bulk_bytes(&self) -> u64 {
+        let bulk = self.flights.iter().filter(|ask| ask.class == Class::Bulk);
+        bulk.map(|ask| pages(ask).len() as u64 * BLOCK_BYTES).sum()
     }
 
     fn arrived(&mut self, planner: &mut Planner<u8>, ask: &Ask<u8>, got: &[Range<u32>]) {

@@ -1,0 +1,234 @@
+//! Moves between hosts in one process, under load and under faults.
+
+mod support;
+
+use bytes::Bytes;
+use pannier_engine::attachment::Connection;
+use pannier_engine::host::Host;
+use pannier_engine::port::{BlockDevice, Devices};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use support::{Cluster, PATH, create, independent, move_to, owner, until};
+
+const MIB: u64 = 1 << 20;
+
+/// What block `index` holds at its `version`: unlike any other, and half compressible.
+fn block(index: u64, version: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ version.wrapping_mul(0x1234_5677) | 1;
+    for word in bytes[..2048].chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    bytes[4080..4088].copy_from_slice(&index.to_le_bytes());
+    bytes[4088..].copy_from_slice(&version.to_le_bytes());
+    bytes
+}
+
+/// Writes `mib` MiB of blocks of version 0 from the start on, and flushes.
+async fn fill(device: &Connection, mib: u64) {
+    for piece in 0..mib * 4 {
+        let first = piece * 64;
+        let bytes: Vec<u8> = (first..first + 64).flat_map(|index| block(index, 0)).collect();
+        device.write(first * 4096, bytes.into(), false).await.unwrap();
+    }
+    device.flush().await.unwrap();
+}
+
+/// Reads everything back in pieces; `version` tells what each block should be.
+async fn check(device: &Connection, mib: u64, version: impl Fn(u64) -> u64) {
+    let mut piece = vec![0; 1 << 18];
+    for number in 0..mib * 4 {
+        device.read(number << 18, &mut piece).await.unwrap();
+        for (index, found) in (number * 64..).zip(piece.chunks_exact(4096)) {
+            let told = u64::from_le_bytes(found[4088..].try_into().unwrap());
+            assert!(found == block(index, version(index)), "block {index} is of version {told}");
+        }
+    }
+}
+
+/// A writer that goes round over `blocks`, in order, one acknowledged write after the other, and
+/// reads each back. Returns how many it wrote and its longest wait.
+async fn work(device: Connection, blocks: u64, stop: Arc<AtomicBool>) -> (u64, Duration) {
+    let (mut written, mut longest) = (0, Duration::ZERO);
+    while !stop.load(Ordering::Relaxed) {
+        let (index, version) = (written % blocks, 1 + written / blocks);
+        let bytes = Bytes::from(block(index, version));
+        let started = Instant::now();
+        device.write(index * 4096, bytes.clone(), false).await.unwrap();
+        if written % 16 == 0 {
+            device.flush().await.unwrap();
+        }
+        let mut back = vec![0; 4096];
+        device.read(index * 4096, &mut back).await.unwrap();
+        longest = longest.max(started.elapsed());
+        assert!(back == bytes, "block {index} is not what was acknowledged");
+        written += 1;
+    }
+    device.flush().await.unwrap();
+    (written, longest)
+}
+
+fn version_after(written: u64, blocks: u64) -> impl Fn(u64) -> u64 {
+    move |index| match index {
+        index if index >= blocks => 0,
+        index => written / blocks + u64::from(index < written % blocks),
+    }
+}
+
+async fn open(host: &Host) -> Connection {
+    host.open(PATH).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_moves_under_its_guest() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    *cluster.net.delay.lock() = Duration::from_millis(5);
+    create(&a, 64 * MIB).await;
+    let at_a = open(&a).await;
+    fill(&at_a, 40).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let guest = tokio::spawn(work(at_a, 500, stop.clone()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    move_to(&a, "east").await;
+    until("the switch", || owner(&b) == Some(b.id())).await;
+    // The guest is still at A, and its requests go to B.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    let (written, _) = guest.await.unwrap();
+    assert!(written > 20, "only {written} writes");
+    let at_b = open(&b).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    check(&at_b, 40, version_after(written, 500)).await;
+    until("independence", || independent(&b, "east")).await;
+    let (repeated, pages) = cluster.net.repeated();
+    assert_eq!(repeated, 0, "of {pages} pages");
+    cluster.stop(a).await;
+    stop.store(true, Ordering::Relaxed);
+    check(&at_b, 40, version_after(written, 500)).await;
+    drop(at_b);
+    // Not even what is cached is needed: the site's store has it all.
+    cluster.stop(b).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn moving_back_sends_only_what_is_new() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, 64 * MIB).await;
+    let at_a = open(&a).await;
+    fill(&at_a, 32).await;
+    drop(at_a);
+    move_to(&a, "east").await;
+    until("independence of east", || independent(&b, "east")).await;
+    let at_b = open(&b).await;
+    let new: Vec<u8> = (0..256).flat_map(|index| block(index, 1)).collect();
+    at_b.write(0, new.into(), true).await.unwrap();
+    drop(at_b);
+    cluster.net.pages.lock().clear();
+    move_to(&b, "west").await;
+    until("independence of west", || independent(&a, "west")).await;
+    let (repeated, pages) = cluster.net.repeated();
+    assert_eq!(repeated, 0);
+    assert!((256..=300).contains(&pages), "{pages} pages were sent for 256 new ones");
+    let at_a = open(&a).await;
+    check(&at_a, 32, |index| u64::from(index < 256)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn cuts_and_restarts_do_not_begin_anew() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    *cluster.net.delay.lock() = Duration::from_millis(10);
+    create(&a, 128 * MIB).await;
+    let at_a = open(&a).await;
+    fill(&at_a, 96).await;
+    drop(at_a);
+    move_to(&a, "east").await;
+    until("the switch", || owner(&b) == Some(b.id())).await;
+    let sent = || cluster.net.pages.lock().len();
+    until("a part of hydration", || sent() > 3000).await;
+    cluster.net.set_cut(true);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!independent(&b, "east"));
+    cluster.net.set_cut(false);
+    until("more of hydration", || sent() > 8000).await;
+    cluster.stop(a).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let a = cluster.start(1, "west").await;
+    until("more of hydration", || sent() > 13_000).await;
+    cluster.stop(b).await;
+    let b = cluster.start(2, "east").await;
+    until("independence", || independent(&b, "east")).await;
+    let (repeated, pages) = cluster.net.repeated();
+    assert!(repeated * 100 <= pages, "{repeated} of {pages} pages were sent again");
+    cluster.stop(a).await;
+    let at_b = open(&b).await;
+    check(&at_b, 96, |_| 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn forwarded_writes_are_executed_once_while_the_owner_changes() {
+    let cluster = Cluster::new();
+    let a = cluster.start(1, "west").await;
+    let b = cluster.start(2, "east").await;
+    let c = cluster.start(3, "north").await;
+    create(&a, 16 * MIB).await;
+    cluster.net.answers_lost.store(150, Ordering::Relaxed);
+    // Few blocks, many writes: a late second execution of a write would bring an old version back.
+    let stop = Arc::new(AtomicBool::new(false));
+    let guest = tokio::spawn(work(open(&c).await, 3, stop.clone()));
+    for (from, to) in [(&a, &b), (&b, &a), (&a, &b)] {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        move_to(from, if to.id() == a.id() { "west" } else { "east" }).await;
+        until("the switch", || owner(&c) == Some(to.id())).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    let (written, _) = guest.await.unwrap();
+    assert!(written > 50, "only {written} writes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn damaged_pages_are_not_taken() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, 16 * MIB).await;
+    let at_a = open(&a).await;
+    fill(&at_a, 8).await;
+    drop(at_a);
+    *cluster.net.corrupts.lock() = Some(a.id());
+    move_to(&a, "east").await;
+    until("the switch", || owner(&b) == Some(b.id())).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!independent(&b, "east"));
+    assert_eq!(cluster.net.pages.lock().len(), 0);
+    *cluster.net.corrupts.lock() = None;
+    let at_b = open(&b).await;
+    check(&at_b, 8, |_| 0).await;
+    until("independence", || independent(&b, "east")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_guest_waits_while_the_owner_is_away() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, 16 * MIB).await;
+    let at_b = open(&b).await;
+    at_b.write(0, block(0, 1).into(), false).await.unwrap();
+    cluster.stop(a).await;
+    let guest = tokio::spawn(async move {
+        at_b.write(4096, block(1, 1).into(), false).await.unwrap();
+        let mut back = vec![0; 8192];
+        at_b.read(0, &mut back).await.unwrap();
+        assert!(back[..4096] == block(0, 1) && back[4096..] == block(1, 1));
+    });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!guest.is_finished());
+    let _a = cluster.start(1, "west").await;
+    tokio::time::timeout(Duration::from_secs(20), guest).await.unwrap().unwrap();
+}

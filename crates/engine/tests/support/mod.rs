@@ -1,0 +1,347 @@
+//! A cluster in one process: hosts with real directories, a registry and stores in memory, and a
+//! network between them that delays, loses and cuts.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pannier_core::ids::{HashKey, HostId, SiteName};
+use pannier_core::record::{HostRecord, VolumePath};
+use pannier_engine::context::LocalConfig;
+use pannier_engine::error::{Error, ErrorKind, Result};
+use pannier_engine::host::{Destination, Host, NewVolume, Setup, SwitchAt};
+use pannier_engine::message::{Request, Response};
+use pannier_engine::port::{
+    Changes, Class, Commit, Objects, PeerService, Peers, Registry, Revision, Transaction, Versioned,
+};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A registry in memory.
+pub struct MemoryRegistry {
+    entries: Mutex<(u64, BTreeMap<String, Option<Versioned>>)>,
+    newest: watch::Sender<u64>,
+}
+
+impl MemoryRegistry {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { entries: Mutex::default(), newest: watch::Sender::new(0) })
+    }
+}
+
+#[async_trait]
+impl Registry for MemoryRegistry {
+    async fn get(&self, key: &str) -> Result<Option<Versioned>> {
+        Ok(self.entries.lock().1.get(key).cloned().flatten())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<(Vec<(String, Versioned)>, Revision)> {
+        let entries = self.entries.lock();
+        let listed = entries.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        let listed = listed.filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+        Ok((listed.collect(), Revision(entries.0)))
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Commit> {
+        let mut entries = self.entries.lock();
+        for (key, expect) in &transaction.expect {
+            let found = entries.1.get(key).and_then(|value| value.as_ref());
+            if found.map_or(Revision(0), |value| value.revision) != *expect {
+                return Ok(Commit::Conflict);
+            }
+        }
+        entries.0 += 1;
+        let revision = Revision(entries.0);
+        for change in transaction.changes {
+            let value = change.value.map(|value| Versioned { revision, value });
+            entries.1.insert(change.key, value);
+        }
+        self.newest.send_replace(revision.0);
+        Ok(Commit::Done(revision))
+    }
+
+    async fn changes(&self, after: Revision) -> Result<Changes> {
+        let mut newest = self.newest.subscribe();
+        let waited = newest.wait_for(|newest| *newest > after.0);
+        drop(tokio::time::timeout(Duration::from_millis(500), waited).await);
+        let entries = self.entries.lock();
+        let all = entries.1.iter().map(|(key, value)| (key.clone(), value.clone()));
+        Ok(Changes { entries: all.collect(), through: Revision(entries.0), complete: false })
+    }
+}
+
+/// A store in memory.
+#[derive(Default)]
+pub struct MemoryObjects {
+    /// The objects, by key.
+    pub all: Mutex<BTreeMap<String, Bytes>>,
+}
+
+#[async_trait]
+impl Objects for MemoryObjects {
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
+        self.all.lock().insert(key.to_owned(), bytes);
+        Ok(())
+    }
+
+    async fn get(&self, key: &str) -> Result<Bytes> {
+        let found = self.all.lock().get(key).cloned();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no object {key}")))
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        Ok(self.get(key).await?.slice(range.start as usize..range.end as usize))
+    }
+
+    async fn size(&self, key: &str) -> Result<Option<u64>> {
+        Ok(self.all.lock().get(key).map(|bytes| bytes.len() as u64))
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        self.all.lock().remove(key);
+        Ok(())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<String>> {
+        let all = self.all.lock();
+        Ok(all.keys().filter(|key| key.starts_with(prefix)).cloned().collect())
+    }
+}
+
+/// The network.
+pub struct Net {
+    services: Mutex<HashMap<HostId, Arc<Host>>>,
+    /// One way.
+    pub delay: Mutex<Duration>,
+    /// Of a thousand forwarded requests, how many are executed and their answer is lost.
+    pub answers_lost: AtomicU64,
+    /// Flips a bit in pages that this host sends.
+    pub corrupts: Mutex<Option<HostId>>,
+    cut: watch::Sender<bool>,
+    /// Pages asked for, by segment and page, and how often each was answered.
+    pub pages: Mutex<BTreeMap<(String, u32), u32>>,
+    /// Payload bytes of answers with pages.
+    pub page_bytes: AtomicU64,
+    /// Requests for pages of each class.
+    pub demands: AtomicU64,
+    draw: AtomicU64,
+}
+
+impl Net {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            services: Mutex::default(),
+            delay: Mutex::new(Duration::from_millis(1)),
+            answers_lost: AtomicU64::new(0),
+            corrupts: Mutex::new(None),
+            cut: watch::Sender::new(false),
+            pages: Mutex::default(),
+            page_bytes: AtomicU64::new(0),
+            demands: AtomicU64::new(0),
+            draw: AtomicU64::new(1),
+        })
+    }
+
+    /// Cuts every link, or mends them. What is under way is lost.
+    pub fn set_cut(&self, cut: bool) {
+        self.cut.send_replace(cut);
+    }
+
+    fn chance(&self, of_thousand: u64) -> bool {
+        let drawn = self.draw.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        (drawn ^ (drawn >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32 & 1023 < of_thousand
+    }
+
+    /// Pages that were sent more than once, and pages in all.
+    pub fn repeated(&self) -> (usize, usize) {
+        let pages = self.pages.lock();
+        (pages.values().filter(|count| **count > 1).count(), pages.len())
+    }
+
+    fn note(&self, request: &Request, response: &Response, payload: &Bytes) {
+        let (Request::Pages { segment, .. }, Response::Pages { frames, .. }) = (request, response)
+        else {
+            return;
+        };
+        self.page_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        let mut pages = self.pages.lock();
+        for frame in frames {
+            for bit in (0..16).filter(|bit| (frame.data | frame.zero) & (1 << bit) != 0) {
+                *pages.entry((segment.to_string(), frame.first.0 + bit)).or_default() += 1;
+            }
+        }
+    }
+}
+
+struct Link {
+    net: Arc<Net>,
+    from: HostId,
+}
+
+#[async_trait]
+impl Peers for Link {
+    async fn call(
+        &self,
+        host: HostId,
+        class: Class,
+        request: Request,
+        payload: Bytes,
+    ) -> Result<(Response, Bytes)> {
+        let away = |why: &str| Error::new(ErrorKind::Unavailable, format!("host {host}: {why}"));
+        let mut cut = self.net.cut.subscribe();
+        let delay = *self.net.delay.lock();
+        let exchange = async {
+            tokio::time::sleep(delay).await;
+            let service = self.net.services.lock().get(&host).cloned();
+            let service = service.ok_or_else(|| away("it is down"))?;
+            if matches!(request, Request::Pages { .. }) && class == Class::Demand {
+                self.net.demands.fetch_add(1, Ordering::Relaxed);
+            }
+            let forwarded = matches!(request, Request::Forward { .. });
+            let (response, mut payload) = service.serve(self.from, request.clone(), payload).await?;
+            if matches!(response, Response::Pages { .. })
+                && *self.net.corrupts.lock() == Some(host)
+                && !payload.is_empty()
+            {
+                let mut bytes = payload.to_vec();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                payload = bytes.into();
+            } else {
+                self.net.note(&request, &response, &payload);
+            }
+            tokio::time::sleep(delay).await;
+            if forwarded && self.net.chance(self.net.answers_lost.load(Ordering::Relaxed)) {
+                return Err(away("its answer was lost"));
+            }
+            Ok((response, payload))
+        };
+        tokio::select! {
+            biased;
+            _ = cut.wait_for(|cut| *cut) => {
+                tokio::time::sleep(delay).await;
+                Err(away("the link is cut"))
+            }
+            done = exchange => done,
+        }
+    }
+
+    fn learn(&self, _host: HostId, _address: &str) {}
+
+    fn rtt(&self, _host: HostId) -> Option<Duration> {
+        Some(2 * *self.net.delay.lock())
+    }
+}
+
+/// Hosts of one cluster.
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    registry: Arc<MemoryRegistry>,
+    /// The network between them.
+    pub net: Arc<Net>,
+    stores: Mutex<HashMap<String, Arc<MemoryObjects>>>,
+    /// Set when the test has ended.
+    pub done: AtomicBool,
+}
+
+/// The volume that tests use.
+pub const PATH: &str = "/vms/web/disk0";
+
+impl Cluster {
+    /// A cluster without hosts.
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            registry: MemoryRegistry::new(),
+            net: Net::new(),
+            stores: Mutex::default(),
+            done: AtomicBool::new(false),
+        }
+    }
+
+    /// The store of a site.
+    pub fn store(&self, site: &str) -> Arc<MemoryObjects> {
+        self.stores.lock().entry(site.to_owned()).or_default().clone()
+    }
+
+    /// Starts the host with this number; its name and site are given.
+    pub async fn start(&self, number: u64, site: &str) -> Arc<Host> {
+        let dir = self.dir.path().join(format!("host{number}"));
+        std::fs::create_dir_all(dir.join("volumes")).unwrap();
+        let id = HostId(number);
+        let setup = Setup {
+            dir,
+            id,
+            site: SiteName(site.to_owned()),
+            key: HashKey([7; 32]),
+            config: LocalConfig::default(),
+            registry: self.registry.clone(),
+            objects: self.store(site),
+            peers: Arc::new(Link { net: self.net.clone(), from: id }),
+        };
+        let host = Host::start(setup).await.unwrap();
+        let record = HostRecord {
+            id,
+            name: format!("h{number}"),
+            site: SiteName(site.to_owned()),
+            address: String::new(),
+        };
+        host.directory().put_host(&record).await.unwrap();
+        self.net.services.lock().insert(id, host.clone());
+        host.recovered().await;
+        host
+    }
+
+    /// Takes a host off the network and stops it.
+    pub async fn stop(&self, host: Arc<Host>) {
+        self.net.services.lock().remove(&host.id());
+        host.stop().await.unwrap();
+    }
+}
+
+/// The path of the tests' volume.
+pub fn path() -> VolumePath {
+    VolumePath::parse(PATH).unwrap()
+}
+
+/// Makes the tests' volume on a host.
+pub async fn create(host: &Host, size_bytes: u64) {
+    let new = NewVolume { path: path(), size_bytes, shared: false };
+    host.create_volume(new).await.unwrap();
+}
+
+/// Moves the tests' volume, from any host of the cluster.
+pub async fn move_to(host: &Host, site: &str) {
+    let to = Destination { site: SiteName(site.to_owned()), host: None };
+    host.move_volume(&path(), &to, SwitchAt::Once).await.unwrap();
+}
+
+/// Waits until `done`, and panics with `what` when that takes too long.
+pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..1200 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{what} did not happen within a minute");
+}
+
+/// Whether the registry has the proof that a site depends on no other, under its present owner.
+pub fn independent(host: &Host, site: &str) -> bool {
+    let Some(found) = host.directory().volume_at(&path()) else { return false };
+    let record = found.record;
+    let home = record.homes.get(&SiteName(site.to_owned()));
+    home.is_some_and(|home| {
+        let epoch = home.checkpoint.as_ref().map(|checkpoint| checkpoint.epoch);
+        home.independent && epoch == Some(record.epoch)
+    })
+}
+
+/// The host that owns the volume as registered.
+pub fn owner(host: &Host) -> Option<HostId> {
+    host.directory().volume_at(&path()).map(|found| found.record.owner)
+}
