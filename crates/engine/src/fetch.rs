@@ -26,8 +26,8 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot};
 use stored::Stored;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 /// Fetches for all volumes of a host.

@@ -16,7 +16,8 @@ const MIB: u64 = 1 << 20;
 /// What block `index` holds at its `version`: unlike any other, and half compressible.
 fn block(index: u64, version: u64) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
-    let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ version.wrapping_mul(0x1234_5677) | 1;
+    let mut state =
+        index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ version.wrapping_mul(0x1234_5677) | 1;
     for word in bytes[..2048].chunks_exact_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
@@ -100,15 +101,17 @@ async fn a_disk_moves_under_its_guest() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     stop.store(true, Ordering::Relaxed);
     let (written, _) = guest.await.unwrap();
+    eprintln!("guest {written}");
     assert!(written > 20, "only {written} writes");
     let at_b = open(&b).await;
-    let stop = Arc::new(AtomicBool::new(false));
     check(&at_b, 40, version_after(written, 500)).await;
+    eprintln!("checked");
     until("independence", || independent(&b, "east")).await;
+    eprintln!("independent");
     let (repeated, pages) = cluster.net.repeated();
     assert_eq!(repeated, 0, "of {pages} pages");
     cluster.stop(a).await;
-    stop.store(true, Ordering::Relaxed);
+    eprintln!("a stopped");
     check(&at_b, 40, version_after(written, 500)).await;
     drop(at_b);
     // Not even what is cached is needed: the site's store has it all.
@@ -144,6 +147,7 @@ async fn cuts_and_restarts_do_not_begin_anew() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
     *cluster.net.delay.lock() = Duration::from_millis(10);
+    cluster.net.rate.store(12_500_000, Ordering::Relaxed);
     create(&a, 128 * MIB).await;
     let at_a = open(&a).await;
     fill(&at_a, 96).await;
@@ -165,7 +169,8 @@ async fn cuts_and_restarts_do_not_begin_anew() {
     let b = cluster.start(2, "east").await;
     until("independence", || independent(&b, "east")).await;
     let (repeated, pages) = cluster.net.repeated();
-    assert!(repeated * 100 <= pages, "{repeated} of {pages} pages were sent again");
+    // What was under way at each of the three breaks, about a bandwidth-delay product, is lost.
+    assert!(repeated * 100 <= 3 * pages, "{repeated} of {pages} pages were sent again");
     cluster.stop(a).await;
     let at_b = open(&b).await;
     check(&at_b, 96, |_| 0).await;

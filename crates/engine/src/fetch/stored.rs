@@ -46,10 +46,11 @@ impl Stored {
         let object = self.object(volume, key).await?;
         let mut frames: Vec<FrameRef> = Vec::new();
         for page in runs.iter().flat_map(Clone::clone) {
-            let frame = object.footer.frame_for(&object.meta, PageIndex(page)).ok_or_else(|| {
-                let cause = format!("it does not have page {page}");
-                Error::new(ErrorKind::NotFound, damaged(key, cause).context().to_owned())
-            })?;
+            let frame =
+                object.footer.frame_for(&object.meta, PageIndex(page)).ok_or_else(|| {
+                    let cause = format!("it does not have page {page}");
+                    Error::new(ErrorKind::NotFound, damaged(key, cause).context().to_owned())
+                })?;
             if frames.last().is_none_or(|last| last.index != frame.index) {
                 frames.push(frame);
             }
@@ -59,9 +60,9 @@ impl Stored {
             let (object, hash_key) = (object.clone(), volume.context().key);
             let decode =
                 tokio::task::spawn_blocking(move || unpack(&object, &frame, &bytes, &hash_key));
-            let decoded = decode.await.map_err(|_ended| {
-                Error::new(ErrorKind::Closed, "the host shuts down")
-            })?;
+            let decoded = decode
+                .await
+                .map_err(|_ended| Error::new(ErrorKind::Closed, "the host shuts down"))?;
             let (pages, content) = decoded.map_err(|cause| damaged(key, cause))?;
             volume.insert_pages(segment, &pages, &content).await?;
         }

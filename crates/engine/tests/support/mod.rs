@@ -16,12 +16,12 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A registry in memory.
-pub struct MemoryRegistry {
+pub(crate) struct MemoryRegistry {
     entries: Mutex<(u64, BTreeMap<String, Option<Versioned>>)>,
     newest: watch::Sender<u64>,
 }
@@ -75,9 +75,9 @@ impl Registry for MemoryRegistry {
 
 /// A store in memory.
 #[derive(Default)]
-pub struct MemoryObjects {
+pub(crate) struct MemoryObjects {
     /// The objects, by key.
-    pub all: Mutex<BTreeMap<String, Bytes>>,
+    pub(crate) all: Mutex<BTreeMap<String, Bytes>>,
 }
 
 #[async_trait]
@@ -112,21 +112,21 @@ impl Objects for MemoryObjects {
 }
 
 /// The network.
-pub struct Net {
+pub(crate) struct Net {
     services: Mutex<HashMap<HostId, Arc<Host>>>,
     /// One way.
-    pub delay: Mutex<Duration>,
+    pub(crate) delay: Mutex<Duration>,
     /// Of a thousand forwarded requests, how many are executed and their answer is lost.
-    pub answers_lost: AtomicU64,
+    pub(crate) answers_lost: AtomicU64,
     /// Flips a bit in pages that this host sends.
-    pub corrupts: Mutex<Option<HostId>>,
+    pub(crate) corrupts: Mutex<Option<HostId>>,
     cut: watch::Sender<bool>,
     /// Pages asked for, by segment and page, and how often each was answered.
-    pub pages: Mutex<BTreeMap<(String, u32), u32>>,
-    /// Payload bytes of answers with pages.
-    pub page_bytes: AtomicU64,
-    /// Requests for pages of each class.
-    pub demands: AtomicU64,
+    pub(crate) pages: Mutex<BTreeMap<(String, u32), u32>>,
+    /// Bytes of pages per second that all links together carry.
+    pub(crate) rate: AtomicU64,
+    /// When the links are free again.
+    free: Mutex<Option<Instant>>,
     draw: AtomicU64,
 }
 
@@ -139,15 +139,25 @@ impl Net {
             corrupts: Mutex::new(None),
             cut: watch::Sender::new(false),
             pages: Mutex::default(),
-            page_bytes: AtomicU64::new(0),
-            demands: AtomicU64::new(0),
+            rate: AtomicU64::new(1 << 40),
+            free: Mutex::new(None),
             draw: AtomicU64::new(1),
         })
     }
 
     /// Cuts every link, or mends them. What is under way is lost.
-    pub fn set_cut(&self, cut: bool) {
+    pub(crate) fn set_cut(&self, cut: bool) {
         self.cut.send_replace(cut);
+    }
+
+    /// How long an answer of so many bytes takes, behind those before it.
+    fn queued(&self, bytes: usize) -> Duration {
+        let nanos = bytes as u64 * 1_000_000_000 / self.rate.load(Ordering::Relaxed);
+        let now = Instant::now();
+        let mut free = self.free.lock();
+        let end = free.map_or(now, |free| free.max(now)) + Duration::from_nanos(nanos);
+        *free = Some(end);
+        end - now
     }
 
     fn chance(&self, of_thousand: u64) -> bool {
@@ -156,17 +166,16 @@ impl Net {
     }
 
     /// Pages that were sent more than once, and pages in all.
-    pub fn repeated(&self) -> (usize, usize) {
+    pub(crate) fn repeated(&self) -> (usize, usize) {
         let pages = self.pages.lock();
         (pages.values().filter(|count| **count > 1).count(), pages.len())
     }
 
-    fn note(&self, request: &Request, response: &Response, payload: &Bytes) {
+    fn note(&self, request: &Request, response: &Response) {
         let (Request::Pages { segment, .. }, Response::Pages { frames, .. }) = (request, response)
         else {
             return;
         };
-        self.page_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
         let mut pages = self.pages.lock();
         for frame in frames {
             for bit in (0..16).filter(|bit| (frame.data | frame.zero) & (1 << bit) != 0) {
@@ -186,7 +195,7 @@ impl Peers for Link {
     async fn call(
         &self,
         host: HostId,
-        class: Class,
+        _class: Class,
         request: Request,
         payload: Bytes,
     ) -> Result<(Response, Bytes)> {
@@ -197,11 +206,9 @@ impl Peers for Link {
             tokio::time::sleep(delay).await;
             let service = self.net.services.lock().get(&host).cloned();
             let service = service.ok_or_else(|| away("it is down"))?;
-            if matches!(request, Request::Pages { .. }) && class == Class::Demand {
-                self.net.demands.fetch_add(1, Ordering::Relaxed);
-            }
             let forwarded = matches!(request, Request::Forward { .. });
-            let (response, mut payload) = service.serve(self.from, request.clone(), payload).await?;
+            let (response, mut payload) =
+                service.serve(self.from, request.clone(), payload).await?;
             if matches!(response, Response::Pages { .. })
                 && *self.net.corrupts.lock() == Some(host)
                 && !payload.is_empty()
@@ -211,9 +218,9 @@ impl Peers for Link {
                 bytes[middle] ^= 1;
                 payload = bytes.into();
             } else {
-                self.net.note(&request, &response, &payload);
+                self.net.note(&request, &response);
             }
-            tokio::time::sleep(delay).await;
+            tokio::time::sleep(delay + self.net.queued(payload.len())).await;
             if forwarded && self.net.chance(self.net.answers_lost.load(Ordering::Relaxed)) {
                 return Err(away("its answer was lost"));
             }
@@ -221,7 +228,7 @@ impl Peers for Link {
         };
         tokio::select! {
             biased;
-            _ = cut.wait_for(|cut| *cut) => {
+            () = async { drop(cut.wait_for(|cut| *cut).await) } => {
                 tokio::time::sleep(delay).await;
                 Err(away("the link is cut"))
             }
@@ -237,38 +244,35 @@ impl Peers for Link {
 }
 
 /// Hosts of one cluster.
-pub struct Cluster {
+pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     registry: Arc<MemoryRegistry>,
     /// The network between them.
-    pub net: Arc<Net>,
+    pub(crate) net: Arc<Net>,
     stores: Mutex<HashMap<String, Arc<MemoryObjects>>>,
-    /// Set when the test has ended.
-    pub done: AtomicBool,
 }
 
 /// The volume that tests use.
-pub const PATH: &str = "/vms/web/disk0";
+pub(crate) const PATH: &str = "/vms/web/disk0";
 
 impl Cluster {
     /// A cluster without hosts.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
             registry: MemoryRegistry::new(),
             net: Net::new(),
             stores: Mutex::default(),
-            done: AtomicBool::new(false),
         }
     }
 
     /// The store of a site.
-    pub fn store(&self, site: &str) -> Arc<MemoryObjects> {
+    pub(crate) fn store(&self, site: &str) -> Arc<MemoryObjects> {
         self.stores.lock().entry(site.to_owned()).or_default().clone()
     }
 
     /// Starts the host with this number; its name and site are given.
-    pub async fn start(&self, number: u64, site: &str) -> Arc<Host> {
+    pub(crate) async fn start(&self, number: u64, site: &str) -> Arc<Host> {
         let dir = self.dir.path().join(format!("host{number}"));
         std::fs::create_dir_all(dir.join("volumes")).unwrap();
         let id = HostId(number);
@@ -296,31 +300,31 @@ impl Cluster {
     }
 
     /// Takes a host off the network and stops it.
-    pub async fn stop(&self, host: Arc<Host>) {
+    pub(crate) async fn stop(&self, host: Arc<Host>) {
         self.net.services.lock().remove(&host.id());
         host.stop().await.unwrap();
     }
 }
 
 /// The path of the tests' volume.
-pub fn path() -> VolumePath {
+pub(crate) fn path() -> VolumePath {
     VolumePath::parse(PATH).unwrap()
 }
 
 /// Makes the tests' volume on a host.
-pub async fn create(host: &Host, size_bytes: u64) {
+pub(crate) async fn create(host: &Host, size_bytes: u64) {
     let new = NewVolume { path: path(), size_bytes, shared: false };
     host.create_volume(new).await.unwrap();
 }
 
 /// Moves the tests' volume, from any host of the cluster.
-pub async fn move_to(host: &Host, site: &str) {
+pub(crate) async fn move_to(host: &Host, site: &str) {
     let to = Destination { site: SiteName(site.to_owned()), host: None };
     host.move_volume(&path(), &to, SwitchAt::Once).await.unwrap();
 }
 
 /// Waits until `done`, and panics with `what` when that takes too long.
-pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..1200 {
         if done() {
             return;
@@ -331,7 +335,7 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Whether the registry has the proof that a site depends on no other, under its present owner.
-pub fn independent(host: &Host, site: &str) -> bool {
+pub(crate) fn independent(host: &Host, site: &str) -> bool {
     let Some(found) = host.directory().volume_at(&path()) else { return false };
     let record = found.record;
     let home = record.homes.get(&SiteName(site.to_owned()));
@@ -342,6 +346,6 @@ pub fn independent(host: &Host, site: &str) -> bool {
 }
 
 /// The host that owns the volume as registered.
-pub fn owner(host: &Host) -> Option<HostId> {
+pub(crate) fn owner(host: &Host) -> Option<HostId> {
     host.directory().volume_at(&path()).map(|found| found.record.owner)
 }
