@@ -61,8 +61,8 @@ pub enum Role {
     Owner,
     /// It follows the owner's log, to take over.
     Follower,
-    /// It has given the volume away and the taker has not registered it yet, or it takes it and does
-    /// not append yet.
+    /// It has given the volume away and the taker has not registered it yet, or it takes it and
+    /// does not append yet.
     Switching,
     /// It holds data, or nothing, and forwards.
     None,
@@ -121,9 +121,9 @@ pub struct HomeStatus {
     pub site: SiteName,
     /// Epoch and last sequence of the newest checkpoint there.
     pub checkpoint: Option<(Epoch, Sequence)>,
-    /// Whether every block that a root of the volume names, as of a checkpoint of the present epoch,
-    /// was verified in the site's own store. What an older epoch's checkpoint was worth counts no
-    /// more: another site may have written since.
+    /// Whether every block that a root of the volume names, as of a checkpoint of the present
+    /// epoch, was verified in the site's own store. What an older epoch's checkpoint was worth
+    /// counts no more: another site may have written since.
     pub independent: bool,
 }
 

@@ -105,8 +105,8 @@ impl Printer {
         drop(written);
     }
 
-    /// A bar of bytes with rate and time left, on standard error; it appears after a second. Nothing
-    /// is drawn in JSON or without a terminal.
+    /// A bar of bytes with rate and time left, on standard error; it appears after a second.
+    /// Nothing is drawn in JSON or without a terminal.
     pub(crate) fn bytes_bar(&self, what: &str, total: u64) -> Bar {
         let template = "{msg:<12} {bar:30} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left";
         Bar::new(self.json(), template, what, total)

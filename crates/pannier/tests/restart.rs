@@ -1,5 +1,6 @@
 //! A daemon dies and comes back, and no client is refused meanwhile: with sockets that a parent
 //! passes as an init system does, and with our own supervisor.
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};

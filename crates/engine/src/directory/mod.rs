@@ -1,8 +1,8 @@
 //! The cluster's records over the registry: sites, hosts, the namespace and volumes.
 //!
-//! Reads come from a copy of the whole registry that a watch task keeps current and that survives in
-//! the file `registry-cache`, so they work while the registry is away. Changes are transactions and
-//! need it; they fail with `Unavailable` and say what to do.
+//! Reads come from a copy of the whole registry that a watch task keeps current and that survives
+//! in the file `registry-cache`, so they work while the registry is away. Changes are transactions
+//! and need it; they fail with `Unavailable` and say what to do.
 
 mod codec;
 mod copy;
@@ -164,8 +164,8 @@ impl Directory {
         self.copy.read().deleted.get(&id).cloned()
     }
 
-    /// Whether the volume's record was read from the registry in this boot, by this daemon or by one
-    /// before it; a record that was not is only a memory from before the reboot.
+    /// Whether the volume's record was read from the registry in this boot, by this daemon or by
+    /// one before it; a record that was not is only a memory from before the reboot.
     #[must_use]
     pub fn seen_in_this_boot(&self, id: VolumeId) -> bool {
         let seen = self.seen.read();

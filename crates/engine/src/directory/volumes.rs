@@ -8,8 +8,8 @@ use pannier_core::ids::VolumeId;
 use pannier_core::record::{DeletedRecord, VolumePath, VolumeRecord};
 
 impl Directory {
-    /// The volume at a path; while the registry is reachable its answer counts, not the copy's, when
-    /// the copy has none.
+    /// The volume at a path; while the registry is reachable its answer counts, not the copy's,
+    /// when the copy has none.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` when the copy has none and the registry is away.

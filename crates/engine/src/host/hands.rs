@@ -26,8 +26,8 @@ const STATE_FILE: &str = "state";
 /// File whose presence says that a volume's data is here.
 const CHECKPOINT_FILE: &str = "checkpoint";
 
-/// About how many bytes of the log's tail go with GRANT: the metadata of the one or two segments that
-/// the switch itself has sealed.
+/// About how many bytes of the log's tail go with GRANT: the metadata of the one or two segments
+/// that the switch itself has sealed.
 const TAIL_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
 
 /// A volume's local side: recovered once, by whoever needs it first. `None`: nothing of it is here.
@@ -161,8 +161,8 @@ impl Hands for Locals {
         };
         LocalState::decode(&bytes).map(Some).map_err(|error| {
             let context = format!(
-                "the ownership state {}: {error}; this host does not act on the volume. Restore the \
-                 file, or take the volume over on another host",
+                "the ownership state {}: {error}; this host does not act on the volume. Restore \
+                 the file, or take the volume over on another host",
                 path.display()
             );
             Error::new(ErrorKind::Corrupt, context).with_source(error)
@@ -305,8 +305,8 @@ impl Hands for Locals {
     }
 }
 
-/// Sets aside, by name, all that is here of a volume but its ownership state: where the ended epoch's
-/// log ends is not known, so nothing of it can be trusted to be part of the log.
+/// Sets aside, by name, all that is here of a volume but its ownership state: where the ended
+/// epoch's log ends is not known, so nothing of it can be trusted to be part of the log.
 fn set_all_aside(context: &HostContext, volume: VolumeId, ended: Epoch) -> Result<()> {
     let dir = context.volume_dir(volume);
     let aside = dir.join("aside").join(format!("epoch-{ended}"));
@@ -386,9 +386,9 @@ impl Publish for Locals {
         let (host, site) = (self.context.host, &self.context.site);
         self.directory
             .update_volume(volume, |record| {
-                // A checkpoint is published only when all that it names is in the site's store. What
-                // this epoch's owner has put there itself needs no second look; what a move has
-                // brought does.
+                // A checkpoint is published only when all that it names is in the site's store.
+                // What this epoch's owner has put there itself needs no second look; what a move
+                // has brought does.
                 let before = record.homes.get(site).and_then(|home| home.checkpoint.as_ref());
                 let complete = before.is_some_and(|before| before.epoch == checkpoint.epoch);
                 let published =

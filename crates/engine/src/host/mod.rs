@@ -105,8 +105,8 @@ impl Host {
 impl Devices for Host {
     type Device = Connection;
 
-    /// Opens a volume by its path. A volume that is not recovered yet is recovered now, before those
-    /// for which nobody waits.
+    /// Opens a volume by its path. A volume that is not recovered yet is recovered now, before
+    /// those for which nobody waits.
     async fn open(&self, name: &str) -> Result<Connection> {
         let path = VolumePath::parse(name).map_err(|error| {
             Error::new(ErrorKind::NotFound, error.to_string()).with_source(error)

@@ -122,8 +122,8 @@ impl Host {
         let name = self.directory.host_name(host);
         let way_out = if owner {
             format!(
-                "which owns `{path}`; start it. If it is lost for good, make sure that it is off and \
-                 take the volume over on another host: `pannier takeover {path} --fenced {name}`"
+                "which owns `{path}`; start it. If it is lost for good, make sure that it is off \
+                 and take the volume over on another host: `pannier takeover {path} --fenced {name}`"
             )
         } else {
             "the target; start it, or mend the link to it, and repeat the command".to_owned()
@@ -137,8 +137,8 @@ impl Host {
         let name = |host: &HostId| self.directory.host_name(*host);
         let cause = match refusal {
             Refusal::InTransit(transit) => format!(
-                "it is on its way from host {} to host {} already; wait for it, or call it off with \
-                 `pannier move {path} --abort`",
+                "it is on its way from host {} to host {} already; wait for it, or call it off \
+                 with `pannier move {path} --abort`",
                 name(&transit.from),
                 name(&transit.to)
             ),

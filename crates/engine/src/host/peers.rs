@@ -129,8 +129,8 @@ impl PeerService for Host {
             Request::Host { request } => {
                 let request = postcard::from_bytes(&request).map_err(|error| {
                     let context = format!(
-                        "a request of host {from} is not understood ({error}); run the same version \
-                         on all hosts"
+                        "a request of host {from} is not understood ({error}); run the same \
+                         version on all hosts"
                     );
                     Error::new(ErrorKind::Invalid, context)
                 })?;

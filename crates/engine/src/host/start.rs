@@ -113,8 +113,8 @@ impl Host {
         done.send_replace(true);
     }
 
-    /// Waits, a short while, until a volume that this host owns is appended to again: so that a host
-    /// that says it serves does.
+    /// Waits, a short while, until a volume that this host owns is appended to again: so that a
+    /// host that says it serves does.
     async fn await_part(&self, volume: VolumeId) {
         let owned = self
             .directory

@@ -11,7 +11,8 @@ use pannier_core::units::SECTOR_BYTES;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Largest volume: block indices of its last byte stay far from overflow, and a map of it is finite.
+/// Largest volume: block indices of its last byte stay far from overflow, and a map of it is
+/// finite.
 const SIZE_BYTES_MAX: u64 = 1 << 50;
 
 /// How long a new owner may take until it appends: a few syncs.
@@ -97,8 +98,8 @@ impl Host {
     /// Deletes a volume and its data at all sites. Hosts that are away do so when they are back.
     ///
     /// # Errors
-    /// `NotFound`; `Unavailable` while guests are connected or a move is under way (unless `force`),
-    /// or the registry is away.
+    /// `NotFound`; `Unavailable` while guests are connected or a move is under way (unless
+    /// `force`), or the registry is away.
     pub async fn delete_volume(&self, path: &VolumePath, force: bool) -> Result<()> {
         let found = self.directory.find(path).await?.record;
         if !force {

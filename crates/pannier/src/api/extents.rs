@@ -1,8 +1,8 @@
 //! The stream in which a volume's data goes in and out: only what is not zero.
 //!
 //! A sequence of pieces, little-endian: offset (u64), length (u64), then so many bytes. Offsets and
-//! lengths are multiples of 512, a piece has at most 1 MiB, pieces ascend. A piece of length 0 whose
-//! offset is the volume's size ends the stream; without it the stream is broken off.
+//! lengths are multiples of 512, a piece has at most 1 MiB, pieces ascend. A piece of length 0
+//! whose offset is the volume's size ends the stream; without it the stream is broken off.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use pannier_core::units::{BLOCK_BYTES, SECTOR_BYTES};

@@ -36,9 +36,9 @@ pub(super) fn init(dir: &Path, args: Init, printer: &Printer) -> Result<(), Fail
     });
     printer.result(&result, || {
         format!(
-            "made a cluster and its first host in {dir}: site {site}, peers reach it at {advertise} \
-             (UDP)\nNext:\n  pannier serve --dir {dir}\n  pannier token --dir {dir}    # for another \
-             host to join with",
+            "made a cluster and its first host in {dir}: site {site}, peers reach it at \
+             {advertise} (UDP)\nNext:\n  pannier serve --dir {dir}\n  pannier token --dir {dir}\
+             \x20   # for another host to join with",
             dir = dir.display(),
             site = args.host.site
         )
@@ -125,8 +125,8 @@ fn check_site(site: &str) -> Result<(), Failure> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if site.is_empty() || site.len() > 63 || !site.chars().all(fine) {
         return Err(Failure::invalid(format!(
-            "`{site}` is not a site's name; take up to 63 letters, digits, `-`, `_` and `.`, such as \
-             `west`"
+            "`{site}` is not a site's name; take up to 63 letters, digits, `-`, `_` and `.`, such \
+             as `west`"
         )));
     }
     Ok(())

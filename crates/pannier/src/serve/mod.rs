@@ -113,7 +113,9 @@ async fn serve(dir: &Path, config: Config, sockets: Sockets) -> Result<(), Failu
         failed = &mut starting => failed,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        ended = &mut nbd => Err(ended_early("NBD", ended.map(|ended| ended.map_err(Failure::from)))),
+        ended = &mut nbd => {
+            Err(ended_early("NBD", ended.map(|ended| ended.map_err(Failure::from))))
+        }
         ended = &mut api => Err(ended_early("API", ended)),
     };
     // Not being heard by the init system changes nothing here.
