@@ -18,12 +18,16 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 /// How long a command of the CLI may take, unless a test says otherwise.
 const COMMAND_MAX: Duration = Duration::from_secs(60);
 
-/// The `pannier` binary that was built together with this test.
+/// The `pannier` binary that was built together with this test, or the one that
+/// `PANNIER_E2E_BINARY` names.
 ///
 /// # Panics
 /// When it is not there.
 #[must_use]
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("PANNIER_E2E_BINARY") {
+        return path.into();
+    }
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.ancestors().nth(2).expect("a test lies in <target>/<profile>/deps");
     let path = profile.join("pannier");

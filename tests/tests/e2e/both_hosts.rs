@@ -10,6 +10,13 @@ use std::time::Duration;
 const DISK_BYTES: u64 = 16 << 20;
 const BLOCK: usize = 4096;
 
+/// What a block is filled with.
+fn read(client: &mut Client, offset: u64) -> u8 {
+    let data = client.read(offset, BLOCK as u32).unwrap();
+    assert!(data.iter().all(|byte| *byte == data[0]), "a torn block at {offset}");
+    data[0]
+}
+
 fn connect(host: &Host, path: &str) -> Client {
     Client::connect(&Pair::nbd(host), path, true, Duration::from_secs(30))
         .unwrap_or_else(|error| panic!("{} {path}: {error}", host.name))
@@ -39,13 +46,7 @@ fn owner_and_forwarded_requests_mixed_see_each_other() {
             }
             5 => client.flush().unwrap(),
             _ => {
-                let data = client.read(offset, BLOCK as u32).unwrap();
-                assert!(
-                    data.iter().all(|byte| *byte == expect[slot]),
-                    "step {step}, slot {slot}: {} instead of {}",
-                    data[0],
-                    expect[slot]
-                );
+                assert_eq!(read(client, offset), expect[slot], "step {step}, slot {slot}");
             }
         }
         // In the middle of it the volume moves, and both go on.
@@ -63,17 +64,17 @@ fn a_second_writer_waits_until_the_first_is_gone() {
     let mut at_a = connect(&pair.a, path);
     at_a.write(0, &[1; BLOCK]).unwrap();
     let mut at_b = connect(&pair.b, path);
-    assert_eq!(at_b.read(0, BLOCK as u32).unwrap(), [1; BLOCK], "a reader is let in");
+    assert_eq!(read(&mut at_b, 0), 1, "a reader is let in");
     // Its write is sent and waits.
     at_b.send(Command::Write, 0, 0, BLOCK as u32, &[2; BLOCK]).unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(at_a.read(0, BLOCK as u32).unwrap(), [1; BLOCK]);
+    assert_eq!(read(&mut at_a, 0), 1, "the second writer was let in");
     at_a.write(8192, &[3; BLOCK]).unwrap();
     at_a.disconnect().unwrap();
     let reply = at_b.receive().unwrap();
     assert_eq!(reply.error, 0, "the right passed when its holder went");
-    assert_eq!(at_b.read(0, BLOCK as u32).unwrap(), [2; BLOCK]);
-    assert_eq!(at_b.read(8192, BLOCK as u32).unwrap(), [3; BLOCK]);
+    assert_eq!(read(&mut at_b, 0), 2);
+    assert_eq!(read(&mut at_b, 8192), 3);
 }
 
 /// Both sites are told to move the volume to themselves at the same moment, again and again, while
@@ -101,8 +102,7 @@ fn two_hosts_that_both_want_the_volume() {
         for host in [&pair.a, &pair.b] {
             let mut reader = connect(host, path);
             for offset in [0, 4096] {
-                let data = reader.read(offset, BLOCK as u32).unwrap();
-                assert_eq!(data, [turn; BLOCK], "turn {turn} at {}", host.name);
+                assert_eq!(read(&mut reader, offset), turn, "turn {turn} at {}", host.name);
             }
         }
     }

@@ -64,11 +64,11 @@ fn kill_9_under_fio_keeps_what_was_written_before() {
     let path = "/fio";
     single.host.cli(&["volume", "create", path, "--size", "64M"]);
     let uri = format!("--uri={}", single.host.nbd_uri(path));
-    let common = ["--name=kept", &uri, "--ioengine=nbd", "--rw=randwrite", "--bs=4k"];
+    let common = ["--name=kept", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k"];
     let verify = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--size=16m"];
     let all = [&common[..], &verify, &["--iodepth=16"]].concat();
     clients::must_run("fio", &[&all[..], &["--do_verify=0"]].concat());
-    let endless = ["--name=endless", &uri, "--ioengine=nbd", "--rw=randwrite", "--bs=4k"];
+    let endless = ["--name=endless", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=4k"];
     let time = ["--offset=32m", "--size=16m", "--time_based", "--runtime=30", "--iodepth=16"];
     let endless: Vec<String> =
         endless.iter().chain(&time).map(|argument| (*argument).to_owned()).collect();

@@ -153,7 +153,8 @@ fn fio_verifies_what_it_wrote() {
         let name = format!("--name={name}");
         let uri = format!("--uri={uri}");
         let arguments = [
-            &[&name[..], &uri, "--ioengine=nbd", "--size=48m", "--fsync=64"][..],
+            // fio knows an engine's options only behind its name.
+            &[&name[..], "--ioengine=nbd", &uri, "--size=48m", "--fsync=64"][..],
             &["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0"],
             more,
         ]
