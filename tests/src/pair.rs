@@ -40,13 +40,15 @@ impl Single {
     }
 }
 
-/// A directory for one test.
+/// A directory for one test; it stays there when `PANNIER_E2E_KEEP` is set.
 ///
 /// # Panics
 /// When there is no place for it.
 #[must_use]
 pub fn scratch() -> TempDir {
-    tempfile::Builder::new().prefix("pannier-e2e-").tempdir().expect("a directory")
+    let keep = std::env::var_os("PANNIER_E2E_KEEP").is_some();
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("pannier-e2e-").disable_cleanup(keep).tempdir().expect("a directory")
 }
 
 /// Site `west` with host `a`, which made the cluster, and site `east` with host `b`.
