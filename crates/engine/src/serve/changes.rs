@@ -12,8 +12,10 @@ use crate::mover::limits;
 use crate::volume::Volume;
 use crate::volume::log::Operation;
 use pannier_core::ids::{RequestNumber, SessionId};
+use pannier_core::units::BLOCK_BYTES;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use tokio::sync::{Notify, oneshot};
 
@@ -41,6 +43,18 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Whether it changes whole blocks only.
+    fn is_whole(&self) -> bool {
+        self.operations.iter().all(|operation| {
+            let (offset, length) = match operation {
+                Operation::Write { offset, data } => (*offset, data.len() as u64),
+                Operation::Discard { offset, length }
+                | Operation::WriteZeroes { offset, length, .. } => (*offset, *length),
+            };
+            offset.is_multiple_of(BLOCK_BYTES) && length.is_multiple_of(BLOCK_BYTES)
+        })
+    }
+
     fn bytes(&self) -> usize {
         let length = |operation: &Operation| match operation {
             Operation::Write { data, .. } => data.len(),
@@ -116,7 +130,7 @@ impl Changes {
 
     /// Executes what can be, until nothing can.
     async fn run(&self, volume: &Volume, gate: &Arc<Gate>, session: SessionId) {
-        while let Some((last, batch)) = self.take(volume, session) {
+        while let Some((numbers, batch)) = self.take(volume, session) {
             let Some(_pass) = gate.enter() else {
                 let refused = Ok(busy("another attachment took the write right"));
                 batch.into_iter().for_each(|(_, waiting)| answer(waiting.replies, &refused));
@@ -124,7 +138,7 @@ impl Changes {
             };
             let all: Vec<Operation> =
                 batch.iter().flat_map(|(_, waiting)| waiting.operations.clone()).collect();
-            match volume.write_in_session(session, last, &all).await {
+            match volume.write_in_session(session, numbers, &all).await {
                 Ok(()) => {
                     let done = Ok(done(volume));
                     batch.into_iter().for_each(|(_, waiting)| answer(waiting.replies, &done));
@@ -147,7 +161,9 @@ impl Changes {
         for (number, waiting) in requests.by_ref() {
             let done_alone = match first.take() {
                 Some(error) => Err(error),
-                None => volume.write_in_session(session, number, &waiting.operations).await,
+                None => {
+                    volume.write_in_session(session, number..=number, &waiting.operations).await
+                }
             };
             match done_alone {
                 Ok(()) => answer(waiting.replies, &Ok(done(volume))),
@@ -167,16 +183,17 @@ impl Changes {
         }
     }
 
-    /// The requests that are next, without a gap, and the last of their numbers; ends the runner when
-    /// there are none.
+    /// The requests that are next, without a gap, and their numbers; ends the runner when there are
+    /// none.
     fn take(
         &self,
         volume: &Volume,
         session: SessionId,
-    ) -> Option<(RequestNumber, Vec<(RequestNumber, Waiting)>)> {
+    ) -> Option<(RangeInclusive<RequestNumber>, Vec<(RequestNumber, Waiting)>)> {
         let mut queues = self.queues.lock();
         let queue = queues.get_mut(&session)?;
         let mut through = applied(volume, session);
+        let first = RequestNumber(through.0 + 1);
         let behind = queue.waiting.split_off(&RequestNumber(through.0 + 1));
         for (_, waiting) in std::mem::replace(&mut queue.waiting, behind) {
             answer(waiting.replies, &Ok(done(volume)));
@@ -193,6 +210,10 @@ impl Changes {
             if first.key().0 != through.0 + 1 || bytes >= limits::BATCH_BYTES_MAX {
                 break;
             }
+            // A part of a block is written over what the block holds: over the requests before it.
+            if !batch.is_empty() && !first.get().is_whole() {
+                break;
+            }
             through = *first.key();
             let waiting = first.remove();
             bytes += waiting.bytes();
@@ -205,7 +226,7 @@ impl Changes {
             }
             return None;
         }
-        Some((through, batch))
+        Some((first..=through, batch))
     }
 
     /// Drops what waits of a session that is over.

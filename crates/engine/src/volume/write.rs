@@ -17,6 +17,7 @@ use pannier_core::map::{SIZE_BLOCKS_MAX, Target};
 use pannier_core::units::{BLOCK_BYTES, BlockIndex, SECTOR_BYTES};
 use parking_lot::MutexGuard;
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Most bytes of one entry.
@@ -163,10 +164,12 @@ impl Volume {
         self.flush_log().await
     }
 
-    /// Applies a forwarded request once: the changes and the mark of `(session, number)` go into the
-    /// log together, and are durable when this returns. A request that was applied before (also at a
-    /// former owner) is not applied again. Requests of a session are applied in the order of their
-    /// numbers; one that comes early waits for those before it.
+    /// Applies forwarded requests of consecutive numbers once, as one: the changes and the mark of
+    /// the last number go into the log together, and are durable when this returns. Requests that
+    /// were applied before (also at a former owner) are not applied again. Requests of a session are
+    /// applied in the order of their numbers; those that come early wait for those before them. Of
+    /// several operations only the first may cover parts of blocks: what is around the part is read
+    /// before any of them is applied.
     ///
     /// # Errors
     /// As [`Volume::write`]; then it was not applied. `Unavailable` when the requests before it do not
@@ -174,9 +177,10 @@ impl Volume {
     pub async fn write_in_session(
         &self,
         session: SessionId,
-        number: RequestNumber,
+        numbers: RangeInclusive<RequestNumber>,
         operations: &[Operation],
     ) -> Result<()> {
+        let (first, last) = numbers.into_inner();
         for operation in operations {
             let (offset, length) = match operation {
                 Operation::Write { offset, data } => (*offset, data.len() as u64),
@@ -187,15 +191,15 @@ impl Volume {
         }
         let turn = tokio::time::timeout(
             Duration::from_millis(limits::SESSION_WAIT_MS),
-            self.wait_turn(session, number),
+            self.wait_turn(session, first),
         );
         turn.await.map_err(|elapsed| {
-            let text = format!("requests of session {} before {} do not come", session.0, number.0);
+            let text = format!("requests of session {} before {} do not come", session.0, first.0);
             Error::new(ErrorKind::Unavailable, text).with_source(elapsed)
         })??;
         self.submit(|journal| {
             journal.check()?;
-            if journal.sessions.get(&session).is_some_and(|applied| number <= *applied) {
+            if journal.sessions.get(&session).is_some_and(|applied| last <= *applied) {
                 return Ok(Ok(()));
             }
             let mut changes = Vec::new();
@@ -219,7 +223,7 @@ impl Volume {
                     return Ok(Err(wait));
                 }
             }
-            self.append(journal, &changes, Some((session, number)))
+            self.append(journal, &changes, Some((session, last)))
         })
         .await?;
         self.session_news.notify_waiters();

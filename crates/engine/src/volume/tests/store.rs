@@ -257,6 +257,7 @@ async fn a_sessions_requests_are_applied_once_and_in_order() {
     let context = host(dir.path(), small(), &Arc::default(), Disk::default());
     let volume = created(&context, SIZE).await;
     let session = SessionId(77);
+    let number = |number| RequestNumber(number)..=RequestNumber(number);
     let request = |seed: u64| {
         vec![
             Operation::Write { offset: 512, data: pattern(seed, 8192) },
@@ -266,19 +267,22 @@ async fn a_sessions_requests_are_applied_once_and_in_order() {
     // The second comes first and waits for its turn.
     let early = {
         let (volume, operations) = (Arc::clone(&volume), request(2));
-        tokio::spawn(async move {
-            volume.write_in_session(session, RequestNumber(2), &operations).await
-        })
+        tokio::spawn(async move { volume.write_in_session(session, number(2), &operations).await })
     };
-    volume.write_in_session(session, RequestNumber(1), &request(1)).await.unwrap();
+    volume.write_in_session(session, number(1), &request(1)).await.unwrap();
     early.await.unwrap().unwrap();
     assert!(read(&volume, 512, 8192).await == pattern(2, 8192));
-    volume.write_in_session(session, RequestNumber(3), &[]).await.unwrap();
+    volume.write_in_session(session, number(3), &[]).await.unwrap();
+    // Several at once need only the one before the first.
+    let several = RequestNumber(4)..=RequestNumber(6);
+    let started = std::time::Instant::now();
+    volume.write_in_session(session, several, &[]).await.unwrap();
+    assert!(started.elapsed() < std::time::Duration::from_secs(5), "it waited for itself");
     gone(volume).await;
     let volume = recovered(&context, 2).await;
-    assert_eq!(volume.sessions()[&session], RequestNumber(3));
+    assert_eq!(volume.sessions()[&session], RequestNumber(6));
     volume.write(512, pattern(9, 8192), false).await.unwrap();
-    volume.write_in_session(session, RequestNumber(2), &request(2)).await.unwrap();
+    volume.write_in_session(session, number(2), &request(2)).await.unwrap();
     assert!(read(&volume, 512, 8192).await == pattern(9, 8192), "not applied again");
 }
 
