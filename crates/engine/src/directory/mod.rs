@@ -230,8 +230,12 @@ impl Directory {
             return error;
         }
         self.reachable.store(false, Ordering::Relaxed);
+        let mut cause = error.to_string();
+        for host in self.hosts() {
+            cause = cause.replace(&host.id.to_string(), &host.name);
+        }
         let context = format!(
-            "the registry is away ({error}); volumes go on serving, but this change needs it: \
+            "the registry is away ({cause}); volumes go on serving, but this change needs it: \
              start the host that keeps it, or mend the link to it, and repeat the command"
         );
         Error::new(ErrorKind::Unavailable, context).with_source(error)

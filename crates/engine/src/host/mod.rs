@@ -65,6 +65,8 @@ pub struct Host {
     /// From where volumes came here, as far as this daemon has seen it.
     came_from: Mutex<HashMap<VolumeId, HostId>>,
     recovered: watch::Receiver<bool>,
+    /// Held while a deleted volume is removed here.
+    removing: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }

@@ -219,6 +219,7 @@ impl Host {
             self.in_words(path, error)
         })?;
         tracing::info!(volume = %path, "taken over");
+        self.await_owner(found.id).await;
         Ok(())
     }
 }

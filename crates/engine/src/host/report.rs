@@ -74,6 +74,14 @@ impl Host {
         report
     }
 
+    /// What this host holds of its volumes and does for them, by path; for metrics.
+    #[must_use]
+    pub fn places(&self) -> Vec<(VolumePath, Place)> {
+        let volumes = self.directory.volumes();
+        let place = |record: VolumeRecord| Some((record.path, self.place(record.id)?.0));
+        volumes.into_iter().filter_map(|found| place(found.record)).collect()
+    }
+
     fn place(&self, volume: VolumeId) -> Option<(Place, View)> {
         let local = self.locals.known(volume);
         let connections = self.mover.connections(volume);

@@ -68,6 +68,7 @@ impl Host {
             locals,
             came_from: Mutex::new(HashMap::new()),
             recovered,
+            removing: tokio::sync::Mutex::new(()),
             stop: CancellationToken::new(),
             tasks: Mutex::new(Vec::new()),
         });
@@ -145,6 +146,7 @@ impl Host {
 
     /// Removes what is here of a deleted volume.
     pub(super) async fn remove(&self, volume: VolumeId) {
+        let _one = self.removing.lock().await;
         self.owners.close(volume).await;
         self.mover.forget(volume);
         self.came_from.lock().remove(&volume);

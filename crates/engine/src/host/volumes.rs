@@ -87,12 +87,17 @@ impl Host {
             self.remove(id).await;
             return Err(error);
         }
-        let Some(mut view) = self.owners.watch(id) else { return Ok(record) };
+        self.await_owner(id).await;
+        Ok(record)
+    }
+
+    /// Waits, a short while, until this host appends to a volume that it has just become the owner of.
+    pub(super) async fn await_owner(&self, volume: VolumeId) {
+        let Some(mut view) = self.owners.watch(volume) else { return };
         let settled = view.wait_for(|view| view.part == Part::Owner);
         if tokio::time::timeout(SETTLE_MAX, settled).await.is_err() {
-            tracing::info!(volume = %record.path, "the new volume does not append yet");
+            tracing::info!(%volume, "this host owns the volume and does not append to it yet");
         }
-        Ok(record)
     }
 
     /// Deletes a volume and its data at all sites. Hosts that are away do so when they are back.

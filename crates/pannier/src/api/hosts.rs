@@ -5,8 +5,11 @@ use super::types::{ApiError, Daemon, MakeToken, Status, Token};
 use super::{State, convert};
 use axum::Json;
 use axum::extract::{Path, State as Extract};
+use metrics::gauge;
 use pannier_core::record::VolumePath;
 use pannier_engine::error::ErrorKind;
+use pannier_engine::host::Host;
+use pannier_engine::status::Role;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,8 +81,32 @@ pub(super) async fn status_of(
 
 /// What Prometheus scrapes.
 pub(super) async fn metrics(Extract(state): Extract<Arc<State>>) -> String {
+    gauges(&state.host);
     state.metrics.run_upkeep();
     state.metrics.render()
+}
+
+/// What is read off when it is asked for.
+fn gauges(host: &Host) {
+    let flag = |set: bool| if set { 1.0 } else { 0.0 };
+    gauge!("pannier_registry_reachable").set(flag(host.directory().reachable()));
+    for (path, place) in host.places() {
+        let path = path.to_string();
+        let bytes = [
+            ("live", place.live_bytes),
+            ("resident", place.resident_bytes),
+            ("stored", place.stored_bytes),
+            ("missing", place.missing_bytes),
+        ];
+        for (kind, count) in bytes {
+            gauge!("pannier_volume_bytes", "volume" => path.clone(), "kind" => kind)
+                .set(count as f64);
+        }
+        let owner = flag(place.role == Role::Owner);
+        gauge!("pannier_volume_owned", "volume" => path.clone()).set(owner);
+        let connections = f64::from(place.connections);
+        gauge!("pannier_volume_connections", "volume" => path).set(connections);
+    }
 }
 
 /// A volume's path in a URL.

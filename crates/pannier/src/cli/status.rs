@@ -53,7 +53,7 @@ fn cluster(status: &Status) -> String {
                 format!("{}/{}", volume.site, volume.owner),
                 volume.epoch.to_string(),
                 whereabouts(volume),
-                volume.movement.as_ref().map_or_else(String::new, movement),
+                going_on(volume).map_or_else(String::new, movement),
             ]
         })
         .collect();
@@ -87,7 +87,15 @@ fn whereabouts(volume: &Volume) -> String {
     }
 }
 
+/// The move under way; one that has ended is told with the volume only.
+fn going_on(volume: &Volume) -> Option<&Movement> {
+    volume.movement.as_ref().filter(|movement| movement.phase != "independent")
+}
+
 fn movement(movement: &Movement) -> String {
+    if movement.phase == "independent" {
+        return format!("done: {} depends on no other site", movement.to_site);
+    }
     let mut text = format!("{} to {}/{}", movement.phase, movement.to_site, movement.to);
     if movement.total_bytes > 0 {
         let share = movement.done_bytes as f64 / movement.total_bytes as f64 * 100.0;
