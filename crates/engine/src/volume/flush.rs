@@ -259,6 +259,10 @@ impl Volume {
         journal.unsealed -= journal.closed.len();
         journal.closed.clear();
         journal.open = None;
+        // What was prepared names one of them as its predecessor.
+        if let Some(unused) = journal.next.take() {
+            self.give_back(&unused.file);
+        }
         let prefix = match first.durable {
             0 => None,
             _ => Some(self.keep_prefix(journal, first).map_err(lost)?),

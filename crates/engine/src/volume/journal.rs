@@ -419,6 +419,8 @@ impl Volume {
         self.close_open(journal);
         let prepared = journal.next.take().expect("a segment is prepared");
         assert!(journal.open.is_none(), "one segment is open at a time");
+        let predecessor = prepared.header.predecessor;
+        assert_eq!(predecessor, journal.end.segment, "a segment follows the end of the log");
         let name = prepared.header.name;
         let segment = Segment::new(name, Some(Arc::clone(&prepared.file)));
         let index = self.map.write().add(&segment);
@@ -489,6 +491,17 @@ impl Volume {
 
     /// A file with a synced header and no seal, at `path`.
     pub(crate) fn prepare(&self, header: &Header, path: &Path) -> Result<Prepared> {
+        match self.try_prepare(header, path) {
+            Err(error) if error.kind() != ErrorKind::NoSpace => {
+                tracing::warn!(volume = %self.id, %error, "another segment file is taken");
+                self.context.disk.remove(path)?;
+                self.try_prepare(header, path)
+            }
+            other => other,
+        }
+    }
+
+    fn try_prepare(&self, header: &Header, path: &Path) -> Result<Prepared> {
         let file = self.context.pool.take(path)?;
         let mut pages = header.encode().to_vec();
         pages.resize((SEAL_PAGE.0 as usize + 1) * PAGE_BYTES, 0);

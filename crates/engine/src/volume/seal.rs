@@ -133,7 +133,13 @@ fn seal(volume: &Volume, closed: &Closed, key: &HashKey) -> Result<Sealed> {
         file.write_at(&sealing.record()[..], SEAL_PAGE.byte_offset())?;
         file.sync()
     };
-    write().map_err(|e| Error::io(format!("seal {}", file.path().display()), e))?;
+    // The groups are durable already. A failed fdatasync has marked its pages clean, so they are
+    // written again before another one says whether they are durable.
+    let written = write().or_else(|error| {
+        tracing::warn!(file = %file.path().display(), %error, "a seal is written again");
+        write()
+    });
+    written.map_err(|e| Error::io(format!("seal {}", file.path().display()), e))?;
     let sealed = Sealed { hash: sealing.hash(), entries: entries.len() as u32 };
     let meta = Arc::new(sealing.into_meta());
     volume.metas.lock().put(closed.segment.name, meta);
