@@ -15,7 +15,7 @@ const KEY: HashKey = HashKey([7; 32]);
 fn writer() -> SegmentWriter {
     let header = Header {
         volume: VolumeId(1),
-        name: "1.1-1".parse().unwrap(),
+        name: "1.1-1".parse().expect("a name"),
         nonce: 42,
         predecessor: None,
         capacity_pages: limits::CAPACITY_PAGES_DEFAULT,
@@ -121,10 +121,11 @@ fn seal_and_store(c: &mut Criterion) {
             |buffer| {
                 let tail = object.len() - stored::FOOTER_BYTES_MAX as usize;
                 let footer = stored::Footer::decode_tail(&object[tail..], object.len() as u64);
-                for frame in footer.unwrap().frames() {
+                for frame in footer.expect("a footer").frames() {
                     let range = frame.range();
                     let bytes = &object[range.start as usize..range.end as usize];
-                    stored::decode_frame(&frame, bytes, &meta, &KEY, buffer).unwrap();
+                    stored::decode_frame(&frame, bytes, &meta, &KEY, buffer)
+                        .expect("what was encoded");
                 }
             },
             BatchSize::SmallInput,

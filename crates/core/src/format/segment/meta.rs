@@ -137,7 +137,8 @@ impl SegmentMeta {
     /// certain segment compares [`Self::hash`] with the hash that it was told.
     ///
     /// # Errors
-    /// [`MetaError`]. Never panics, and allocates no more than `bytes` is long, whatever `bytes` are.
+    /// [`MetaError`]. Never panics, and allocates no more than `bytes` is long, whatever `bytes`
+    /// are.
     pub fn decode(bytes: &[u8], key: &HashKey) -> Result<Self, MetaError> {
         if bytes.len() < INDEX_AT + CRC_BYTES || bytes[..8] != MAGIC {
             return Err(MetaError::NotMeta);

@@ -54,8 +54,8 @@ impl OpenSegment {
     }
 
     /// Where the predecessor's part of the log ends; `None` when no group was found. When the
-    /// predecessor does not reach that far ([`OpenSegment::precedes`], [`super::SegmentMeta`]'s seal
-    /// record), this segment lies behind a break.
+    /// predecessor does not reach that far ([`OpenSegment::precedes`], [`super::SegmentMeta`]'s
+    /// seal record), this segment lies behind a break.
     #[must_use]
     pub fn link(&self) -> Option<Link> {
         self.link
@@ -138,13 +138,14 @@ impl OpenSegment {
         self.link_at(link.entries) == Some(link)
     }
 
-    /// Keeps only the first `entries` entries: the successor's link says that the log goes on there.
+    /// Keeps only the first `entries` entries: the successor's link says that the log goes on
+    /// there.
     pub fn cut(&mut self, entries: u32) {
         self.keep(entries as usize);
     }
 
-    /// An `fdatasync` of the file has returned without error since it was recovered: all that counts
-    /// is durable. Without it, a seal makes every later reader check the data again.
+    /// An `fdatasync` of the file has returned without error since it was recovered: all that
+    /// counts is durable. Without it, a seal makes every later reader check the data again.
     pub fn synced(&mut self) {
         self.durable = self.durable.max(self.count());
     }

@@ -27,8 +27,8 @@ pub struct SealRecord {
     pub entries: u32,
     /// Data pages of the segment, and hashes in its block table.
     pub data_pages: u32,
-    /// Entries that were durable when the record was written: a reader checks the data of the others
-    /// before it believes the seal.
+    /// Entries that were durable when the record was written: a reader checks the data of the
+    /// others before it believes the seal.
     pub durable: u32,
     /// First page behind the groups. The index begins there, the block table at the page after it.
     pub tail: PageIndex,
@@ -133,9 +133,10 @@ pub(super) fn index_and_table_pages(entries: u64, data_pages: u64) -> u64 {
     (entries * ENTRY_BYTES as u64).div_ceil(page) + (data_pages * HASH_BYTES as u64).div_ceil(page)
 }
 
-/// What a seal writes: [`bytes`](Self::bytes) at [`page`](Self::page) and [`record`](Self::record) at
-/// page 1, then `fdatasync`. Neither their order nor that of the groups' data before them matters: a
-/// record counts only with the segment hash, and with the data that its `durable` does not cover.
+/// What a seal writes: [`bytes`](Self::bytes) at [`page`](Self::page) and [`record`](Self::record)
+/// at page 1, then `fdatasync`. Neither their order nor that of the groups' data before them
+/// matters: a record counts only with the segment hash, and with the data that its `durable` does
+/// not cover.
 #[derive(Debug)]
 pub struct Sealing {
     page: PageIndex,
@@ -144,13 +145,13 @@ pub struct Sealing {
 }
 
 impl Sealing {
-    /// Seals `entries` of the segment `header`: all of a writer's, or the prefix that counts when an
-    /// `fdatasync` failed behind it. `tail` is the writer's (index and table stand there, behind all
-    /// groups), `durable` is how many entries are known durable.
+    /// Seals `entries` of the segment `header`: all of a writer's, or the prefix that counts when
+    /// an `fdatasync` failed behind it. `tail` is the writer's (index and table stand there, behind
+    /// all groups), `durable` is how many entries are known durable.
     ///
     /// # Panics
-    /// When the table's length is not the number of data pages, or the entries end in the middle of a
-    /// joined request.
+    /// When the table's length is not the number of data pages, or the entries end in the middle of
+    /// a joined request.
     #[must_use]
     pub fn new(
         header: Header,

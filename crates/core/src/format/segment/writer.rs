@@ -229,9 +229,9 @@ impl SegmentWriter {
         fits
     }
 
-    /// Descriptor pages that changed since [`Self::mark_written`], in the order in which they are to
-    /// be written. With a group that was just opened, its page and the data page behind it are one
-    /// contiguous write.
+    /// Descriptor pages that changed since [`Self::mark_written`], in the order in which they are
+    /// to be written. With a group that was just opened, its page and the data page behind it are
+    /// one contiguous write.
     pub fn unwritten(&self) -> impl Iterator<Item = (PageIndex, &Page)> {
         let current = self.group.unwritten.then_some((self.group.page, &*self.group.bytes));
         self.closed.iter().map(|(page, bytes)| (*page, &**bytes)).chain(current)

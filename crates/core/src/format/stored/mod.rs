@@ -2,8 +2,8 @@
 //!
 //! An object is `frames | SegmentMeta | frame index | trailer`. The data pages of a segment are cut
 //! into frames of [`FRAME_PAGES`] by their ordinal (see [`SegmentMeta::ordinal`]), so that a page's
-//! frame is known without search and any frame is one ranged read. A frame leaves out pages that the
-//! copy does not have and pages of zeroes, and is compressed unless that makes it no smaller.
+//! frame is known without search and any frame is one ranged read. A frame leaves out pages that
+//! the copy does not have and pages of zeroes, and is compressed unless that makes it no smaller.
 //! The segment's hash is the same whatever pages a copy has.
 
 mod footer;
