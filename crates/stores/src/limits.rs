@@ -88,6 +88,9 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// 1 Mbit/s; a peer that hangs with its link alive is `Unavailable` after it.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Longest that a stop waits for peers to hear of it; one whose link is cut never does.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Longest pause within the bytes of one frame.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 

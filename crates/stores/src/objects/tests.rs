@@ -140,3 +140,48 @@ async fn a_truncated_object_is_corrupt_and_can_be_stored_again() {
     objects.put("a/b", Bytes::from(vec![1; 5000])).await.unwrap();
     assert_eq!(objects.get("a/b").await.unwrap().len(), 5000);
 }
+
+/// Where the inner test finds its small file system.
+const SMALL: &str = "PANNIER_TEST_SMALL_DIRECTORY";
+
+/// Runs the test below on a file system of 256 KiB, in a mount namespace of its own, so that no
+/// privilege is needed; where namespaces are not allowed it says so and passes.
+#[test]
+fn a_full_disk_is_no_space_and_costs_nothing() {
+    let unshare = |arguments: &[&std::ffi::OsStr], small: &Path| {
+        std::process::Command::new("unshare").arg("-rm").args(arguments).env(SMALL, small).output()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let small = directory.path();
+    if !unshare(&["true".as_ref()], small).is_ok_and(|run| run.status.success()) {
+        eprintln!("skipped: `unshare -rm` does not work here");
+        return;
+    }
+    let script = r#"mount -t tmpfs -o size=256k none "$1" &&
+        exec "$0" --exact --ignored objects::tests::on_a_small_disk"#;
+    let exe = std::env::current_exe().unwrap();
+    let run = unshare(
+        &["sh".as_ref(), "-c".as_ref(), script.as_ref(), exe.as_ref(), small.as_ref()],
+        small,
+    )
+    .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(run.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "runs inside `a_full_disk_is_no_space_and_costs_nothing`"]
+async fn on_a_small_disk() {
+    let Some(small) = std::env::var_os(SMALL) else { return };
+    let root = Path::new(&small).join("store");
+    let objects = DirectoryObjects::open(&root).unwrap();
+    objects.put("a/small", Bytes::from(vec![1; 10_000])).await.unwrap();
+    let error = objects.put("a/big", Bytes::from(vec![2; 400_000])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert!(error.context().contains("a/big"), "{error}");
+    // What was written of it is gone, what was there stays, and what fits is taken.
+    assert_eq!(left_in_incoming(&root), 0);
+    assert_eq!(objects.list("").await.unwrap(), ["a/small"]);
+    objects.put("a/fits", Bytes::from(vec![3; 100_000])).await.unwrap();
+    assert_eq!(objects.get("a/fits").await.unwrap().len(), 100_000);
+}

@@ -128,7 +128,7 @@ impl Server {
             (false, Some(Some(host))) => self.serve_host(host, connection).await,
             (true, None) => self.serve_joining(connection).await,
             (_joins, _certificate) => {
-                tracing::warn!(%from, "refused a connection without a certificate of this cluster");
+                tracing::info!(%from, "refused a connection without a certificate of this cluster");
                 connection.close(CLOSE_REFUSED, b"no certificate of this cluster");
             }
         }
@@ -233,7 +233,7 @@ impl Server {
             let Ok((mut send, mut recv)) = connection.accept_bi().await else { return };
             let result = self.join(&mut recv).await;
             if let Err(error) = &result {
-                tracing::warn!(%from, %error, "refused a join");
+                tracing::info!(%from, %error, "refused a join");
             }
             let result = result.map(|head| (head, Bytes::new()));
             answer(&mut send, Class::Control, result).await;
