@@ -18,6 +18,7 @@ use pannier_engine::port::{Class, PeerService, Peers};
 use pannier_stores::cluster::{self, Identity, JoinService, TokenBook};
 use pannier_stores::peer::{Congestion, Transport};
 use pannier_wan::{LinkConfig, Wan};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,7 +43,7 @@ struct Options {
     #[arg(long, default_value_t = 256)]
     piece_kib: usize,
     /// Controllers: cubic, newreno, bbr.
-    #[arg(long, value_delimiter = ',', default_values_t = ["cubic".to_owned(), "newreno".into(), "bbr".into()])]
+    #[arg(long, value_delimiter = ',', default_value = "cubic,newreno,bbr")]
     controllers: Vec<String>,
     /// Share of datagrams that are lost.
     #[arg(long, default_value_t = 0.0)]
@@ -88,6 +89,23 @@ struct Outcome {
     alone: Vec<f64>,
     under_bulk: Vec<f64>,
     lost_share: f64,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (alone, loaded) = (&self.alone, &self.under_bulk);
+        write!(
+            f,
+            "{:>11.1}  {:>8.1}/{:>8.1}  {:>8.1}/{:>8.1}/{:>8.1}  {:>6.3} %",
+            self.bulk_mbit,
+            quantile(alone, 0.5),
+            quantile(alone, 0.99),
+            quantile(loaded, 0.5),
+            quantile(loaded, 0.99),
+            quantile(loaded, 1.0),
+            self.lost_share * 100.0
+        )
+    }
 }
 
 fn quantile(sorted: &[f64], share: f64) -> f64 {
@@ -168,7 +186,19 @@ async fn main() -> Result<()> {
         "rtt {} ms, rate {} Mbit/s, one bandwidth-delay product {product_kib} KiB",
         options.rtt_ms, options.rate_mbit
     );
-    println!("controller  flight KiB  bulk Mbit/s  demand ms alone p50/p99  under bulk p50/p99/max  dropped");
+    println!(
+        "{:<10}  {:>10}  {:>11}  {:>17}  {:>26}  {:>8}",
+        "controller",
+        "bulk KiB",
+        "bulk Mbit/s",
+        "demand alone ms",
+        "demand under bulk ms",
+        "dropped"
+    );
+    println!(
+        "{:<10}  {:>10}  {:>11}  {:>17}  {:>26}",
+        "", "in flight", "", "p50/p99", "p50/p99/max"
+    );
     for name in &options.controllers {
         let controller = match name.as_str() {
             "cubic" => Congestion::Cubic,
@@ -179,17 +209,7 @@ async fn main() -> Result<()> {
         for kib in &options.flight_kib {
             let flight = if *kib == 0 { 64 << 20 } else { kib << 10 };
             let outcome = measure(&options, controller, flight).await?;
-            println!(
-                "{name:<10}  {:>10}  {:>11.1}  {:>10.1} /{:>8.1}   {:>8.1} /{:>7.1} /{:>7.1}  {:>6.3} %",
-                flight >> 10,
-                outcome.bulk_mbit,
-                quantile(&outcome.alone, 0.5),
-                quantile(&outcome.alone, 0.99),
-                quantile(&outcome.under_bulk, 0.5),
-                quantile(&outcome.under_bulk, 0.99),
-                quantile(&outcome.under_bulk, 1.0),
-                outcome.lost_share * 100.0,
-            );
+            println!("{name:<10}  {:>10}  {outcome}", flight >> 10);
         }
     }
     Ok(())
