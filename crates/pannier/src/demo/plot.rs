@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
-const TOP: f64 = 22.0;
+const TOP: f64 = 36.0;
 const BOTTOM: f64 = 34.0;
 
 /// A scale from values to pixels.
@@ -167,7 +167,8 @@ impl Plot {
         let (at, right) = (self.down(y), WIDTH - RIGHT);
         self.add(format_args!(
             "<line class=level x1={LEFT} x2={right} y1={at:.1} y2={at:.1} />\
-             <text class=name text-anchor=end x={right} y={:.1}>{name}</text>",
+             <text class=name x={:.0} y={:.1}>{name}</text>",
+            LEFT + 6.0,
             at - 5.0
         ));
     }
