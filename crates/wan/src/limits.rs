@@ -18,8 +18,8 @@ pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// How soon a thread notices that its relay was stopped.
 pub(crate) const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Queue of a link without a rate, in bytes; with a rate the default is one bandwidth-delay product,
-/// but never less than this many full frames.
+/// Queue of a link without a rate, in bytes; with a rate the default is one bandwidth-delay
+/// product, but never less than this many full frames.
 pub(crate) const QUEUE_FRAMES_MIN: u64 = 32;
 
 /// A full frame in bytes.

@@ -1,5 +1,5 @@
-//! Delay, rate, queue, loss, cuts and mapping, over real sockets. Tolerances are for a busy machine:
-//! what is asserted tightly is what must never be too early or too much.
+//! Delay, rate, queue, loss, cuts and mapping, over real sockets. Tolerances are for a busy
+//! machine: what is asserted tightly is what must never be too early or too much.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use pannier_wan::{LinkConfig, Relay, Wan};

@@ -163,11 +163,11 @@ fn build() -> Result<PathBuf> {
         bail!("the daemon does not build");
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    let programs = messages.lines().filter_map(|line| {
+    let mut programs = messages.lines().filter_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    programs.last().context("cargo built no program")
+    programs.next_back().context("cargo built no program")
 }
 
 fn fio(server: &Server, export: &str, arguments: &[&str]) -> Result<Value> {

@@ -127,7 +127,8 @@ impl Client {
         self.stream.write_all(&request.encode()).await
     }
 
-    /// Takes the reply to the one request in flight. Data chunks go to `into`, extents are returned.
+    /// Takes the reply to the one request in flight. Data chunks go to `into`, extents are
+    /// returned.
     async fn reply(&mut self, offset: u64, into: &mut [u8]) -> io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
         let mut failed = Ok(());

@@ -51,7 +51,8 @@ struct Handshake<'a, D> {
     negotiated: Negotiated,
 }
 
-/// Negotiates with a client, which has until `deadline` for its own part; `None` when it ended the session without choosing an export.
+/// Negotiates with a client, which has until `deadline` for its own part; `None` when it ended the
+/// session without choosing an export.
 ///
 /// # Errors
 /// When the connection breaks, the client is malformed, or takes too long.

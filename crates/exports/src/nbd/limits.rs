@@ -30,15 +30,15 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// [`WHOLE_WRITE_BYTES_MAX`]. Small enough to stay in the core's cache from socket to page cache.
 pub(super) const RECEIVE_BYTES: usize = (512 << 10) + 4096;
 
-/// Longest write that is awaited as a whole before it is executed. Longer ones are executed piece by
-/// piece as they arrive, so that no client makes the buffer grow.
+/// Longest write that is awaited as a whole before it is executed. Longer ones are executed piece
+/// by piece as they arrive, so that no client makes the buffer grow.
 pub(super) const WHOLE_WRITE_BYTES_MAX: u32 = 256 << 10;
 
 /// Longest read that is answered inline from the reply buffer; longer ones are queued.
 pub(super) const INLINE_READ_BYTES_MAX: u32 = 512 << 10;
 
-/// Reply buffer of a connection in bytes: two of the largest inline reads, so that one is read while
-/// the other is on its way. When it is full the connection takes no more requests.
+/// Reply buffer of a connection in bytes: two of the largest inline reads, so that one is read
+/// while the other is on its way. When it is full the connection takes no more requests.
 pub(super) const REPLY_BYTES: usize = (1 << 20) + 4096;
 
 /// Writes that are handed to the device as one batch.
@@ -77,7 +77,7 @@ pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 pub(super) const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Size of the kernel's buffer for replies on a unix socket, in bytes: measured, see
-/// `docs/decisions/0006-nbd-path.md`.
+/// `docs/decisions/0007-nbd-buffers.md`.
 pub(super) const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
 
 /// Pause after an accept that failed for want of descriptors or memory.

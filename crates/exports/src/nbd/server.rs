@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A listening socket, made elsewhere: bound by the daemon, inherited, or passed by the init system.
+/// A listening socket, made elsewhere: bound by the daemon, inherited, or passed by the init
+/// system.
 #[derive(Debug)]
 pub enum Listener {
     /// A unix stream socket.

@@ -313,8 +313,8 @@ impl Worker {
         }
     }
 
-    /// The connection of a stage. The source's stays open after the guest has left it, as QEMU's does
-    /// until the migration is completed.
+    /// The connection of a stage. The source's stays open after the guest has left it, as QEMU's
+    /// does until the migration is completed.
     async fn client<'a>(
         &self,
         stage: Stage,

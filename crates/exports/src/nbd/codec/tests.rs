@@ -157,7 +157,7 @@ proptest! {
         near in 0u64..(2 << 20), sectors: bool
     ) {
         for offset in [offset, near, near & !511] {
-            let length = if sectors { length % (3 << 20) & !511 } else { length };
+            let length = if sectors { (length % (3 << 20)) & !511 } else { length };
             let request = request(Command::from_number(command), flags, offset, length);
             if admit(&request, &TERMS).is_ok() && request.command != Command::Disconnect {
                 prop_assert!(offset + u64::from(length) <= TERMS.size_bytes);

@@ -207,8 +207,8 @@ impl<D: BlockDevice> Desk<D> {
         }
     }
 
-    /// Hands the batch to the device. What it cannot take is queued; where a bound forbids that, the
-    /// position of the first request that has to be executed again is returned.
+    /// Hands the batch to the device. What it cannot take is queued; where a bound forbids that,
+    /// the position of the first request that has to be executed again is returned.
     fn run_writes(&mut self, batch: &mut Batch<'_>) -> Result<(), (usize, Stall)> {
         let count = std::mem::take(&mut batch.count);
         let writes = &batch.writes[..count];
@@ -334,8 +334,8 @@ impl<D: BlockDevice> Desk<D> {
         }
     }
 
-    /// Takes what there is of a long write's data. `Ok` when that ended the write, else how much was
-    /// taken and why there is no more; what was taken is consumed either way.
+    /// Takes what there is of a long write's data. `Ok` when that ended the write, else how much
+    /// was taken and why there is no more; what was taken is consumed either way.
     fn continue_body(&mut self, data: &[u8]) -> Result<usize, (usize, Pause)> {
         let mut at = 0;
         loop {
@@ -469,7 +469,8 @@ impl<D: BlockDevice> Desk<D> {
         self.replies.push(&Head::error(self.structured, command, cookie, error));
     }
 
-    /// Logs an error of the device, the first of a connection loudly, and says what the client gets.
+    /// Logs an error of the device, the first of a connection loudly, and says what the client
+    /// gets.
     fn report(&mut self, command: Command, error: &Error) -> Errno {
         if std::mem::replace(&mut self.failed, true) {
             tracing::debug!(?command, kind = %error.kind(), %error, "NBD request failed");

@@ -1,9 +1,9 @@
 //! One connection in transmission phase.
 //!
 //! The socket is read into one buffer. All complete requests in it are executed in a batch:
-//! consecutive writes as one call, reads straight into the reply buffer; all their replies go out in
-//! one `writev`. What would have to wait is queued, runs concurrently within bounds, and its replies
-//! join as they come. All of it is one task without locks.
+//! consecutive writes as one call, reads straight into the reply buffer; all their replies go out
+//! in one `writev`. What would have to wait is queued, runs concurrently within bounds, and its
+//! replies join as they come. All of it is one task without locks.
 
 mod execute;
 mod queued;

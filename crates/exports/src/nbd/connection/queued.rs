@@ -29,7 +29,8 @@ pub(super) enum Work {
         data: Bytes,
         fua: bool,
     },
-    /// The rest of a write whose first part was executed inline: with `fua` both have to be durable.
+    /// The rest of a write whose first part was executed inline: with `fua` both have to be
+    /// durable.
     WriteRest {
         offset: u64,
         data: Bytes,

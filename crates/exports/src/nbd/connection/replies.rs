@@ -115,8 +115,8 @@ impl Replies {
         }
     }
 
-    /// Sends as much as the socket takes; ready when something was sent, with the bytes of memory that
-    /// this set free.
+    /// Sends as much as the socket takes; ready when something was sent, with the bytes of memory
+    /// that this set free.
     pub(super) fn poll_send(
         &mut self,
         socket: &mut Socket,
