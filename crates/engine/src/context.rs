@@ -11,6 +11,7 @@ use crate::residency::Residency;
 use crate::volume::Volume;
 use crate::volume::log::PageRuns;
 use crate::volume::seal::Sealer;
+use crate::worker::Worker;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pannier_core::ids::{Epoch, HashKey, HostId, SegmentName, SiteName, VolumeId};
@@ -139,6 +140,8 @@ pub struct HostContext {
     pub(crate) synced: Notify,
     /// Hashes and seals.
     pub(crate) sealer: Sealer,
+    /// Encodes what is stored.
+    pub(crate) encoder: Worker,
     /// Segment files of all volumes.
     pub(crate) residency: Arc<Residency>,
     /// Where blocking work is started from any thread.
@@ -172,6 +175,7 @@ impl HostContext {
             unsynced: AtomicU64::new(0),
             synced: Notify::new(),
             sealer: Sealer::start(key)?,
+            encoder: Worker::start("pannier-store")?,
             residency,
             runtime: tokio::runtime::Handle::current(),
             fetch: OnceLock::new(),

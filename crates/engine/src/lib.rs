@@ -25,3 +25,4 @@ pub mod status;
 mod upload;
 pub mod verify;
 pub mod volume;
+mod worker;

@@ -74,8 +74,12 @@ pub const BATCH_BYTES_MAX: usize = 2 << 20;
 /// what is left to hash at a seal.
 pub const HASH_AHEAD_PAGES: u32 = 256;
 
-/// Nice value of the sealer's thread: it yields to whoever serves guests.
-pub const SEALER_NICE: i32 = 10;
+/// Nice value of background threads: they yield to whoever serves guests.
+pub const WORKER_NICE: i32 = 10;
+
+/// Pause after a segment was stored while guests are busy, in multiples of the time that it took: a
+/// quarter of a core remains for storing.
+pub const STORE_PAUSE: u32 = 3;
 
 /// Segments of one answer to a follower; the answer is bounded in bytes too.
 pub const LOG_BATCH_SEGMENTS_MAX: usize = 64;

@@ -68,30 +68,14 @@ async fn work(volume: Weak<Volume>) {
                 Duration::from_millis(pause)
             }
         };
-        let context = Arc::clone(this.context());
-        let waits = Arc::downgrade(&this);
-        drop(this);
+        let due = Arc::clone(&this.work_due);
         // Holds no volume while it waits, so that dropping the last handle ends it.
-        pause_for(&waits, pause, pace.failures > 0).await;
-        drop(context);
-    }
-}
-
-/// Waits, for news of the volume too unless something is being put off.
-async fn pause_for(volume: &Weak<Volume>, pause: Duration, put_off: bool) {
-    let deadline = tokio::time::Instant::now() + pause;
-    if put_off {
-        tokio::time::sleep_until(deadline).await;
-        return;
-    }
-    let step = Duration::from_millis(200);
-    while tokio::time::Instant::now() < deadline {
-        let Some(this) = volume.upgrade() else { return };
-        if this.work_due.swap(false, Ordering::AcqRel) {
-            return;
-        }
         drop(this);
-        tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + step)).await;
+        if pace.failures > 0 {
+            tokio::time::sleep(pause).await;
+        } else if tokio::time::timeout(pause, due.notified()).await.is_err() {
+            tracing::trace!("nobody called; looking all the same");
+        }
     }
 }
 
@@ -102,7 +86,7 @@ impl Volume {
         }
         let idle = self.note_activity(pace);
         if idle {
-            self.seal_open().await?;
+            self.rest();
         }
         let mut lag = self.to_store();
         self.counters.upload_lag.set(lag.len() as f64);
@@ -110,7 +94,11 @@ impl Volume {
             if !self.is_appending() || self.closing.load(Ordering::Acquire) {
                 return Ok(());
             }
+            let since = Instant::now();
             let sent = self.store_segment(name).await?;
+            if self.touched.swap(false, Ordering::Relaxed) {
+                tokio::time::sleep(since.elapsed() * limits::STORE_PAUSE).await;
+            }
             let rate = self.context().config.upload_bytes_per_s;
             if let Some(pause) = (sent * 1000).checked_div(rate) {
                 tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -166,7 +154,8 @@ impl Volume {
         })?;
         self.meta_of(&known).await?;
         let (this, wanted) = (self.this()?, Arc::clone(&known));
-        let object = blocking(move || this.encode_stored(&wanted)).await?;
+        let encode = move || this.encode_stored(&wanted);
+        let object = self.context().encoder.run(encode).await?;
         let bytes = object.len() as u64;
         self.context().objects.put(&key, object.into()).await?;
         let (this, stored) = (self.this()?, Arc::clone(&known));

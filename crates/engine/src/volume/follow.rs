@@ -163,6 +163,7 @@ impl Volume {
         }
         self.context.disk.sync_dir(&self.dir.join("index"))?;
         self.follower_end()?;
+        self.followed.store(true, Ordering::Release);
         for (meta, _) in metas {
             let segment = Segment::new(meta.name(), None);
             let sealed = Sealed { hash: meta.hash(), entries: meta.entries().len() as u32 };
@@ -171,7 +172,7 @@ impl Volume {
             self.metas.lock().put(meta.name(), Arc::new(meta));
         }
         self.news.notify_waiters();
-        self.work_due.store(true, Ordering::Release);
+        self.work_due.notify_one();
         Ok(end)
     }
 

@@ -215,9 +215,10 @@ pub(crate) fn map_error(error: MapError) -> Error {
     Error::new(ErrorKind::Invalid, format!("beyond the volume's end: {error}")).with_source(error)
 }
 
-/// Collects slices that are contiguous in the file, and writes them at once.
+/// Collects slices that are contiguous in the file, and writes them at once. The first place is kept
+/// for the descriptor of a group that was just opened, which stands right before its data.
 struct Gather<'a> {
-    slices: [IoSlice<'a>; SLICES_MAX],
+    slices: [IoSlice<'a>; SLICES_MAX + 1],
     count: usize,
     first: PageIndex,
     next: PageIndex,
@@ -225,31 +226,51 @@ struct Gather<'a> {
 
 impl<'a> Gather<'a> {
     fn new() -> Self {
-        let slices = [IoSlice::new(&[]); SLICES_MAX];
+        let slices = [IoSlice::new(&[]); SLICES_MAX + 1];
         Self { slices, count: 0, first: PageIndex(0), next: PageIndex(0) }
     }
 
     fn push(&mut self, file: &PoolFile, page: PageIndex, data: &'a [u8]) -> io::Result<()> {
         if self.count == SLICES_MAX || self.count > 0 && page != self.next {
-            self.write(file)?;
+            write_slices(file, &mut self.slices[1..=self.count], self.first)?;
+            self.count = 0;
         }
         if self.count == 0 {
             self.first = page;
             self.next = page;
         }
-        self.slices[self.count] = IoSlice::new(data);
         self.count += 1;
+        self.slices[self.count] = IoSlice::new(data);
         self.next = self.next.plus((data.len() / PAGE_BYTES) as u32);
         Ok(())
     }
 
-    fn write(&mut self, file: &PoolFile) -> io::Result<()> {
-        let count = std::mem::take(&mut self.count);
-        match &mut self.slices[..count] {
-            [] => Ok(()),
-            [one] => file.write_at(one, self.first.byte_offset()),
-            many => file.write_vectored_at(many, self.first.byte_offset()),
+    /// Writes what is left, and the descriptors: one write when the group is new.
+    fn finish(mut self, open: &'a Open) -> io::Result<()> {
+        let mut descriptors = open.writer.unwritten();
+        let mut behind = descriptors.next();
+        if let Some((page, bytes)) = behind
+            && self.count > 0
+            && page.plus(1) == self.first
+        {
+            self.slices[0] = IoSlice::new(bytes);
+            write_slices(&open.file, &mut self.slices[..=self.count], page)?;
+            behind = descriptors.next();
+        } else {
+            write_slices(&open.file, &mut self.slices[1..=self.count], self.first)?;
         }
+        behind
+            .into_iter()
+            .chain(descriptors)
+            .try_for_each(|(page, bytes)| open.file.write_at(bytes, page.byte_offset()))
+    }
+}
+
+fn write_slices(file: &PoolFile, slices: &mut [IoSlice<'_>], at: PageIndex) -> io::Result<()> {
+    match slices {
+        [] => Ok(()),
+        [one] => file.write_at(one, at.byte_offset()),
+        many => file.write_vectored_at(many, at.byte_offset()),
     }
 }
 
@@ -295,7 +316,7 @@ impl Volume {
             let kind = EntryKind::SessionMark { session, request };
             open.writer.append(kind, false).expect("room was made for it");
         }
-        let written = written.and_then(|()| gather.write(&open.file));
+        let written = written.and_then(|()| gather.finish(open));
         self.finish_append(journal, before, written)?;
         if let Some((session, request)) = mark {
             note_session(&mut journal.sessions, session, request);
@@ -326,12 +347,12 @@ impl Volume {
             written = written.and_then(|()| gather.push(&open.file, appended.page, write.data));
             done += 1;
         }
-        let written = written.and_then(|()| gather.write(&open.file));
+        let written = written.and_then(|()| gather.finish(open));
         self.finish_append(journal, before, written)?;
         Ok(done)
     }
 
-    /// Writes the descriptors, puts the entries from `before` on into the map, counts them.
+    /// Puts the entries from `before` on, which are `written`, into the map and counts them.
     fn finish_append(
         &self,
         journal: &mut MutexGuard<'_, Journal>,
@@ -339,11 +360,6 @@ impl Volume {
         written: io::Result<()>,
     ) -> Result<()> {
         let open = journal.open.as_mut().expect("something was appended to it");
-        let written = written.and_then(|()| {
-            open.writer
-                .unwritten()
-                .try_for_each(|(page, bytes)| open.file.write_at(bytes, page.byte_offset()))
-        });
         if let Err(error) = written {
             let what = format!("write to the log of volume {}", self.id);
             let error = Error::io(what, error);
@@ -359,6 +375,7 @@ impl Volume {
         }
         drop(state);
         let count = u64::from(open.writer.entries() - before);
+        self.touched.store(true, Ordering::Relaxed);
         journal.tick += count;
         // A descriptor counts as well, so that a stream of zeroes is bounded too.
         let unsynced = bytes + PAGE_BYTES as u64;

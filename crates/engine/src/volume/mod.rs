@@ -46,6 +46,10 @@ pub struct Volume {
     pub(crate) this: Weak<Self>,
     /// Size in bytes.
     pub(crate) size: AtomicU64,
+    /// Set by every read and write of the guest, cleared by background work.
+    pub(crate) touched: AtomicBool,
+    /// Whether it has followed another host since it was opened.
+    pub(crate) followed: AtomicBool,
     /// Mirrors `Journal::mode`, for reads.
     pub(crate) appending: AtomicBool,
     /// Taken before `map`, never after it.
@@ -59,8 +63,8 @@ pub struct Volume {
     pub(crate) synced_tick: AtomicU64,
     /// Told when a segment was sealed, or the log's end changed otherwise.
     pub(crate) news: Notify,
-    /// Whether background work may be due.
-    pub(crate) work_due: AtomicBool,
+    /// Told when background work may be due.
+    pub(crate) work_due: Arc<Notify>,
     /// Held while the list of stored segments is appended to.
     pub(crate) stored_file: Mutex<()>,
     /// Told when a session's request was applied.
@@ -100,16 +104,12 @@ impl Volume {
         journal.mode = Mode::Appending;
         (journal.epoch, journal.incarnation) = (epoch, incarnation);
         journal.prepare_error = None;
-        self.appending.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// Prepares the first segment ahead of the first write.
-    pub fn warm(&self) {
-        let mut journal = self.journal.lock();
-        if journal.check().is_ok() && journal.open.is_none() {
+        if self.followed.load(Ordering::Acquire) {
+            // A guest is about to come over: its first write shall find a segment ready.
             self.start_prepare(&mut journal);
         }
+        self.appending.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Ends appending: refuses new requests, drains the running ones, syncs and seals. Nothing is
@@ -127,16 +127,7 @@ impl Volume {
             self.appending.store(false, Ordering::Release);
             journal.mode = Mode::Stopped;
             self.close_open(&mut journal);
-            if let Some(open) = journal.open.take() {
-                self.map.write().forget(open.index);
-                self.give_back(&open.file);
-            }
-            if let Some(next) = journal.next.take() {
-                self.give_back(&next.file);
-            }
-            if !journal.preparing {
-                journal.last_sequence = journal.end.sequence();
-            }
+            self.give_unused_back(&mut journal);
             self.room.notify_waiters();
             self.session_news.notify_waiters();
         }
@@ -167,6 +158,29 @@ impl Volume {
         Ok(position)
     }
 
+    /// Seals what a quiet volume has open, and gives the files that it does not need back. The next
+    /// write takes new ones.
+    pub(crate) fn rest(&self) {
+        let mut journal = self.journal.lock();
+        self.close_open(&mut journal);
+        self.give_unused_back(&mut journal);
+    }
+
+    /// Gives an open segment without entries and the one prepared behind it back.
+    fn give_unused_back(&self, journal: &mut Journal) {
+        if let Some(open) = journal.open.take() {
+            assert_eq!(open.writer.entries(), 0, "what has entries is closed first");
+            self.map.write().forget(open.index);
+            self.give_back(&open.file);
+        }
+        if let Some(next) = journal.next.take() {
+            self.give_back(&next.file);
+        }
+        if !journal.preparing {
+            journal.last_sequence = journal.end.sequence();
+        }
+    }
+
     /// Ends background work and writes a last checkpoint; called when the daemon stops. The volume
     /// takes no request afterwards.
     ///
@@ -176,7 +190,7 @@ impl Volume {
         self.stop_append().await?;
         let result = self.checkpoint_local().await;
         self.closing.store(true, Ordering::Release);
-        self.work_due.store(true, Ordering::Release);
+        self.work_due.notify_one();
         result.map(|_written| ())
     }
 }

@@ -15,6 +15,7 @@ use pannier_core::map::Target;
 use pannier_core::units::{BLOCK_BYTES, BlockIndex, PageIndex};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Runs that one look at the map takes; a more fragmented range takes several.
 const PIECES_MAX: usize = 16;
@@ -46,6 +47,7 @@ impl Volume {
         if !self.is_appending() {
             return Err(stopped());
         }
+        self.touched.store(true, Ordering::Relaxed);
         Ok(self.read_inline(offset, into))
     }
 
@@ -150,7 +152,7 @@ impl Volume {
         into: &mut [u8],
         class: Class,
     ) -> Result<()> {
-        let mut pending = vec![0..into.len()];
+        let mut pending: Vec<Range<usize>> = std::iter::once(0..into.len()).collect();
         for _ in 0..ROUNDS_MAX {
             let mut missing = Vec::new();
             let mut again = Vec::new();

@@ -28,7 +28,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 /// Life: create, recover, follow, delete.
@@ -100,7 +100,9 @@ impl Volume {
             }
             let objects = named.into_iter().map(|(hash, bytes)| (hash, bytes.to_vec()));
             root.write_local(&context, &dir, objects.collect())?;
-            open(&context, id)
+            let volume = open(&context, id)?;
+            volume.followed.store(true, Ordering::Release);
+            Ok(volume)
         });
         Ok(started(volume.await?))
     }
@@ -219,7 +221,7 @@ struct Candidate {
 }
 
 enum Found {
-    Sealed(SegmentMeta, Option<Arc<PoolFile>>),
+    Sealed(Box<SegmentMeta>, Option<Arc<PoolFile>>),
     Open(Box<OpenSegment>, Arc<PoolFile>),
 }
 
@@ -289,6 +291,8 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         dir: dir.clone(),
         this: this.clone(),
         size,
+        touched: AtomicBool::new(false),
+        followed: AtomicBool::new(false),
         appending: AtomicBool::new(false),
         journal: Mutex::new(journal),
         map: RwLock::new(state),
@@ -297,7 +301,7 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         synced: Notify::new(),
         synced_tick: AtomicU64::new(0),
         news: Notify::new(),
-        work_due: AtomicBool::new(false),
+        work_due: Arc::new(Notify::new()),
         stored_file: Mutex::new(()),
         session_news: Notify::new(),
         closing: AtomicBool::new(false),
@@ -358,7 +362,7 @@ impl Volume {
                             .map_err(|e| Error::io(format!("repair {}", path.display()), e))?;
                     }
                     seen.insert(name);
-                    let found = Found::Sealed(meta, Some(file));
+                    let found = Found::Sealed(Box::new(meta), Some(file));
                     candidates.push(Candidate { name, path, found });
                 }
                 Ok(Recovered::Open(open)) => {
@@ -389,7 +393,7 @@ impl Volume {
             let bytes = self.context.disk.read_file(&path)?.unwrap_or_default();
             match SegmentMeta::decode(&bytes, &self.context.key) {
                 Ok(meta) if meta.id().volume == self.id && meta.name() == name => {
-                    let found = Found::Sealed(meta, None);
+                    let found = Found::Sealed(Box::new(meta), None);
                     candidates.push(Candidate { name, path, found });
                 }
                 Ok(_) | Err(_) => self.set_aside(&path)?,
@@ -449,7 +453,7 @@ impl Volume {
                 segment.set_sealed(Sealed { hash: meta.hash(), entries });
                 segment.set_stored(stored.contains(&name));
                 self.replay(&segment, meta.entries())?;
-                self.metas.lock().put(name, Arc::new(meta));
+                self.metas.lock().put(name, Arc::from(meta));
             }
             Found::Open(mut open, file) => {
                 if open.is_damaged() {

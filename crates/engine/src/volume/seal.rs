@@ -8,11 +8,10 @@ use super::Volume;
 use super::journal::{Closed, SealSource};
 use super::segment::{Hashed, Sealed, Segment};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits;
 use crate::pool::PoolFile;
+use crate::worker::lower_priority;
 use pannier_core::format::segment::{Entry, EntryKind, PAGE_BYTES, SEAL_PAGE};
 use pannier_core::ids::{BlockHash, HashKey};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak, mpsc};
 
 /// Work for the sealer.
@@ -38,12 +37,7 @@ impl Sealer {
         std::thread::Builder::new()
             .name("pannier-sealer".to_owned())
             .spawn(move || {
-                let thread = Some(rustix::thread::gettid());
-                if let Err(error) =
-                    rustix::process::setpriority_process(thread, limits::SEALER_NICE)
-                {
-                    tracing::debug!(%error, "the sealer keeps the normal priority");
-                }
+                lower_priority();
                 for job in queue {
                     run(job, &key);
                 }
@@ -161,6 +155,6 @@ impl Volume {
         self.context.residency.note(self, &closed.segment);
         self.news.notify_waiters();
         self.room.notify_waiters();
-        self.work_due.store(true, Ordering::Release);
+        self.work_due.notify_one();
     }
 }

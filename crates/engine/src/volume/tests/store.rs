@@ -109,7 +109,10 @@ async fn a_damaged_block_on_the_disk_is_mended_or_reported_never_returned() {
         if stored {
             check(&volume, 8, 1).await;
         } else {
-            let served = volume.read_pages(name, &vec![page..page + 1]).await.unwrap_err();
+            let served = {
+                let one = std::iter::once(page..page + 1).collect();
+                volume.read_pages(name, &one).await.unwrap_err()
+            };
             assert_eq!(served.kind(), ErrorKind::NotFound);
         }
     }
