@@ -33,7 +33,7 @@ enum Command {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
-    /// A test many times over, at full length
+    /// A test at full length, with the release build
     Soak {
         /// What to repeat
         #[command(subcommand)]
@@ -80,12 +80,12 @@ fn execute(command: Command) -> Result<()> {
         Command::Check => run::check(),
         Command::Test | Command::Ci => run::test(),
         Command::Tidy => tidy::run(),
-        Command::E2e { filter } => run::e2e(filter.as_deref(), &[]),
+        Command::E2e { filter } => run::e2e(filter.as_deref()),
         Command::Soak { what: Soak::Kill9 { rounds } } => {
-            run::e2e(Some("kill_9"), &[("PANNIER_E2E_KILLS", rounds)])
+            run::soak("kill_9_loses", "PANNIER_E2E_KILLS", rounds)
         }
         Command::Soak { what: Soak::Moves { rounds } } => {
-            run::e2e(Some("back_and_forth"), &[("PANNIER_E2E_MOVES", rounds)])
+            run::soak("back_and_forth", "PANNIER_E2E_MOVES", rounds)
         }
         Command::Bench { what } => bench::run(what),
         Command::Install => packages::install(),

@@ -68,14 +68,25 @@ pub(crate) fn test() -> Result<()> {
 }
 
 /// The tests with real clients alone.
-pub(crate) fn e2e(filter: Option<&str>, variables: &[(&str, u32)]) -> Result<()> {
+pub(crate) fn e2e(filter: Option<&str>) -> Result<()> {
     packages::install()?;
     cargo(&BUILD, &[])?;
-    let mut arguments = if has("nextest") {
-        vec!["nextest", "run", "--package", "pannier-e2e", "--no-capture"]
-    } else {
-        vec!["test", "--package", "pannier-e2e"]
-    };
-    arguments.extend(filter);
-    cargo(&arguments, variables)
+    e2e_tests(&[], filter, &[])
+}
+
+/// One of these tests at full length, with the build that ships: it also holds the figures that are
+/// promised for that one.
+pub(crate) fn soak(test: &str, variable: &str, rounds: u32) -> Result<()> {
+    packages::install()?;
+    let packages = ["--package", "pannier", "--package", "pannier-e2e"];
+    cargo(&[&["build", "--release", "--bins", "--tests"], &packages[..]].concat(), &[])?;
+    e2e_tests(&["--release"], Some(test), &[(variable, rounds)])
+}
+
+fn e2e_tests(profile: &[&str], filter: Option<&str>, variables: &[(&str, u32)]) -> Result<()> {
+    let runner: &[&str] =
+        if has("nextest") { &["nextest", "run", "--no-capture"] } else { &["test"] };
+    let package = ["--package", "pannier-e2e"];
+    let filter = filter.as_slice();
+    cargo(&[runner, profile, &package, filter].concat(), variables)
 }

@@ -353,13 +353,32 @@ impl Fetch for Fetcher {
         // One flight per segment: who waited finds it kept by the first.
         let flight = self.metas.lock().entry(id).or_default().clone();
         let _one = flight.lock().await;
-        let found = self.hunt_meta(&mover, id).await;
+        let found = match self.meta_from_own_store(&mover, id).await {
+            Some(meta) => Ok(meta),
+            None => self.hunt_meta(&mover, id).await,
+        };
         self.metas.lock().remove(&id);
         found
     }
 }
 
 impl Fetcher {
+    /// The metadata within the segment's stored form, when the own site has it.
+    async fn meta_from_own_store(&self, mover: &Mover, segment: SegmentId) -> Option<Bytes> {
+        let volume = mover.local(segment.volume).ok()?;
+        let key = volume.stored_key(segment.name)?;
+        match self.stored.meta(&volume, &key).await {
+            Ok(meta) => Some(meta),
+            Err(error) => {
+                tracing::warn!(
+                    %segment, %error,
+                    "the site's store did not give metadata that it should have; asking peers"
+                );
+                None
+            }
+        }
+    }
+
     async fn hunt_meta(&self, mover: &Arc<Mover>, segment: SegmentId) -> Result<Bytes> {
         let mut pause = limits::SOURCE_RETRY_FIRST;
         let mut reached_since: Option<Instant> = None;

@@ -69,6 +69,14 @@ impl Stored {
         Ok(())
     }
 
+    /// The encoded metadata within the object `key`.
+    ///
+    /// # Errors
+    /// As [`Stored::pages`].
+    pub(super) async fn meta(&self, volume: &Volume, key: &str) -> Result<Bytes> {
+        Ok(self.object(volume, key).await?.meta.encode().into())
+    }
+
     async fn object(&self, volume: &Volume, key: &str) -> Result<Arc<Object>> {
         if let Some((_, object)) = self.known.lock().iter().find(|(known, _)| known == key) {
             return Ok(object.clone());
