@@ -62,7 +62,7 @@ pub struct Changes {
 }
 
 /// The small strongly consistent store. Keys are `cluster`, `site/<name>`, `host/<id>`,
-/// `volume/<uuid>`, `path/<volume path>`.
+/// `volume/<uuid>`, `path/<volume path>`, `deleted/<uuid>`.
 ///
 /// Every method fails with `Unavailable` while the registry is away; a failed commit may or may not
 /// have happened, and the caller reads again.

@@ -38,6 +38,8 @@ pub(super) struct Report {
     pub(super) places: Vec<Place>,
     /// How far moves to it are, with the source where it is known.
     pub(super) moves: Vec<(VolumeId, Option<HostId>, MoveProgress)>,
+    /// Of the volumes that it owns, the hosts whose attachments hold the write right.
+    holders: Vec<(VolumeId, HostId)>,
     /// Volumes of which it has handed over, or is about to.
     pub(super) switching: Vec<VolumeId>,
     /// Whether more places follow.
@@ -67,6 +69,9 @@ impl Host {
             }
             if place.role == Role::Switching || view.part == Part::Granted {
                 report.switching.push(volume);
+            }
+            if let (Part::Owner, Some(holder)) = (view.part, view.right.holder) {
+                report.holders.push((volume, holder));
             }
             report.volumes.push(volume);
             report.places.push(place);
@@ -138,6 +143,7 @@ impl Host {
             whole.places.extend(part.places);
             whole.moves.extend(part.moves);
             whole.switching.extend(part.switching);
+            whole.holders.extend(part.holders);
             if !part.more {
                 break;
             }
@@ -206,6 +212,7 @@ struct Told {
     places: BTreeMap<VolumeId, Vec<Place>>,
     moves: BTreeMap<(VolumeId, HostId), (Option<HostId>, MoveProgress)>,
     switching: BTreeMap<VolumeId, Vec<HostId>>,
+    holders: BTreeMap<VolumeId, HostId>,
 }
 
 impl Told {
@@ -216,6 +223,7 @@ impl Told {
         for (volume, source, progress) in report.moves {
             self.moves.insert((volume, host), (source, progress));
         }
+        self.holders.extend(report.holders);
         for volume in report.switching {
             self.switching.entry(volume).or_default().push(host);
         }
@@ -229,7 +237,7 @@ impl Told {
             shared: record.shared,
             owner: record.owner,
             epoch: record.epoch,
-            places: self.places.get(&record.id).cloned().unwrap_or_default(),
+            places: self.places(record.id),
             homes: record
                 .homes
                 .iter()
@@ -242,6 +250,15 @@ impl Told {
                 .collect(),
             movement: self.movement(record),
         }
+    }
+
+    fn places(&self, volume: VolumeId) -> Vec<Place> {
+        let mut places = self.places.get(&volume).cloned().unwrap_or_default();
+        for place in &mut places {
+            // The owner knows.
+            place.holds_write_right = self.holders.get(&volume) == Some(&place.host);
+        }
+        places
     }
 
     fn movement(&self, record: &VolumeRecord) -> Option<MoveStatus> {

@@ -7,14 +7,15 @@ use crate::directory::{Directory, News};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mover::Mover;
-use crate::ownership::{Owners, Part};
+use crate::ownership::{Hands as _, Owners, Part};
 use crate::volume::Volume;
 use futures::StreamExt as _;
 use pannier_core::ids::VolumeId;
-use pannier_core::volume::ownership::BootId;
+use pannier_core::volume::ownership::{BootId, Role};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -22,6 +23,10 @@ use tokio_util::task::AbortOnDropHandle;
 /// Volumes that are recovered at once, beside those for which a client waits: enough to keep a disk
 /// busy, few enough not to starve those.
 const RECOVERING_MAX: usize = 16;
+
+/// How long behind the start leftovers are looked for: a commit that was under way when the former
+/// daemon died has come through by then.
+const SWEEP_AFTER: Duration = Duration::from_secs(30);
 
 /// Where the kernel tells this boot of the machine.
 const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
@@ -77,6 +82,7 @@ impl Host {
             tokio::spawn(watch),
             tokio::spawn(host.clone().hear(news)),
             tokio::spawn(host.clone().recover_all(done)),
+            tokio::spawn(host.clone().sweep(host.volumes_here())),
         ];
         host.tasks.lock().extend(tasks.map(AbortOnDropHandle::new));
         Ok(host)
@@ -112,6 +118,37 @@ impl Host {
         }
         metrics::gauge!("pannier_recovery_seconds").set(started.elapsed().as_secs_f64());
         done.send_replace(true);
+    }
+
+    /// Removes, once, what a creation has left that did not come to its end, and tells of volumes
+    /// that the registry does not know.
+    async fn sweep(self: Arc<Self>, found: Vec<VolumeId>) {
+        tokio::select! {
+            () = self.stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_AFTER) => {}
+        }
+        while self.directory.refresh().await.is_err() {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(SWEEP_AFTER) => {}
+            }
+        }
+        for volume in found {
+            let known =
+                self.directory.volume(volume).is_some() || self.directory.deleted(volume).is_some();
+            if known {
+                continue;
+            }
+            if matches!(self.locals.load(volume), Ok(Some(state)) if state.role == Role::Creating) {
+                // Nobody was ever told that it exists.
+                self.remove(volume).await;
+            } else {
+                tracing::warn!(
+                    %volume, dir = %self.context.volume_dir(volume).display(),
+                    "a volume is here that the registry does not know; its files are kept"
+                );
+            }
+        }
     }
 
     /// Waits, a short while, until a volume that this host owns is appended to again: so that a
