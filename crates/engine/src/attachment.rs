@@ -199,6 +199,26 @@ impl Connection {
         }
     }
 
+    /// Executes something on the local volume. `None`: the volume went elsewhere, route anew. What had
+    /// begun is then not acknowledged and, done twice, changes nothing: this volume has stopped.
+    async fn here<T>(
+        &self,
+        volume: &Arc<Volume>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Option<Result<T>> {
+        tokio::select! {
+            biased;
+            done = work => match done {
+                Err(_moved) if !volume.is_appending() => {
+                    tokio::time::sleep(limits::RECHECK).await;
+                    None
+                }
+                done => Some(done),
+            },
+            () = self.room.left(volume) => None,
+        }
+    }
+
     /// Waits until the attachment may write here, asking for the right.
     async fn ask_right(&self) {
         let mut changes = self.room.changed.subscribe();
@@ -206,11 +226,19 @@ impl Connection {
             return;
         }
         let asked = match self.mover.ownership() {
-            Ok(ownership) => ownership.ask_right(self.room.id, self.mover.host()).await,
+            Ok(ownership) => {
+                let ask = ownership.ask_right(self.room.id, self.mover.host());
+                tokio::select! {
+                    asked = ask => asked,
+                    _ = changes.changed() => return,
+                }
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = asked {
             tracing::debug!(volume = %self.room.id, %error, "waits for the write right");
+        }
+        if !self.room.gate.is_open() {
             news(&mut changes, limits::RETRY_FIRST).await;
         }
     }
@@ -235,11 +263,8 @@ impl Connection {
                         self.ask_right().await;
                         continue;
                     };
-                    match mutation.apply(volume).await {
-                        Err(_moved) if !volume.is_appending() => {
-                            news(&mut changes, limits::RECHECK).await;
-                        }
-                        done => return done,
+                    if let Some(done) = self.here(volume, mutation.apply(volume)).await {
+                        return done;
                     }
                 }
                 Route::Forward(host) => {
@@ -287,12 +312,11 @@ impl Connection {
             let mut changes = self.room.changed.subscribe();
             let route = self.room.route.load_full();
             match &*route {
-                Route::Local(volume) => match volume.resize(size_bytes).await {
-                    Err(_moved) if !volume.is_appending() => {
-                        news(&mut changes, limits::RECHECK).await;
+                Route::Local(volume) => {
+                    if let Some(done) = self.here(volume, volume.resize(size_bytes)).await {
+                        return done;
                     }
-                    done => return done,
-                },
+                }
                 Route::Forward(host) => {
                     let forwarder = &self.room.forwarder;
                     if forwarder.resize(&self.mover, &self.room, *host, size_bytes).await? {
@@ -371,11 +395,8 @@ impl BlockDevice for Connection {
             match &*route {
                 Route::Local(volume) => {
                     self.note_read(volume, offset, into.len() as u64);
-                    match volume.read(offset, into).await {
-                        Err(_moved) if !volume.is_appending() => {
-                            news(&mut changes, limits::RECHECK).await;
-                        }
-                        done => return done,
+                    if let Some(done) = self.here(volume, volume.read(offset, into)).await {
+                        return done;
                     }
                 }
                 Route::Forward(host) => {
@@ -400,12 +421,11 @@ impl BlockDevice for Connection {
             let mut changes = self.room.changed.subscribe();
             let route = self.room.route.load_full();
             match &*route {
-                Route::Local(volume) => match volume.flush().await {
-                    Err(_moved) if !volume.is_appending() => {
-                        news(&mut changes, limits::RECHECK).await;
+                Route::Local(volume) => {
+                    if let Some(done) = self.here(volume, volume.flush()).await {
+                        return done;
                     }
-                    done => return done,
-                },
+                }
                 Route::Forward(host) => {
                     if self.room.forwarder.flush(&self.mover, &self.room, *host).await? {
                         return Ok(());
@@ -443,11 +463,9 @@ impl BlockDevice for Connection {
             let route = self.room.route.load_full();
             match &*route {
                 Route::Local(volume) => {
-                    match volume.block_status(offset, length, extents_max).await {
-                        Err(_moved) if !volume.is_appending() => {
-                            news(&mut changes, limits::RECHECK).await;
-                        }
-                        done => return done,
+                    let status = volume.block_status(offset, length, extents_max);
+                    if let Some(done) = self.here(volume, status).await {
+                        return done;
                     }
                 }
                 Route::Forward(host) => {

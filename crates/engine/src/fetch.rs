@@ -112,7 +112,7 @@ impl Fetcher {
         runs: &[Range<u32>],
         class: Class,
     ) -> Result<()> {
-        if self.from_own_store(volume, segment, runs).await {
+        if self.take_stored(volume, segment, runs).await {
             return Ok(());
         }
         let mover = self.mover()?;
@@ -166,7 +166,7 @@ impl Fetcher {
     }
 
     /// Takes pages from the own site's store, when it has them all, and they are good.
-    async fn from_own_store(
+    async fn take_stored(
         &self,
         volume: &Arc<Volume>,
         segment: SegmentName,
@@ -221,7 +221,7 @@ impl Fetcher {
         let mut pause = limits::SOURCE_RETRY_FIRST;
         let mut reached_since: Option<Instant> = None;
         loop {
-            let reached = match self.hunt(mover, ask.key, missing, asked(ask.class)).await {
+            let reached = match self.hunt(mover, &ask, missing).await {
                 Hunt::Complete => {
                     self.plan.lock().planner.answered(ask.id, &ask.runs, self.now());
                     return;
@@ -246,20 +246,15 @@ impl Fetcher {
     }
 
     /// Asks every source once for what is still missing.
-    async fn hunt(
-        &self,
-        mover: &Arc<Mover>,
-        segment: SegmentId,
-        wanted: PageRuns,
-        class: Class,
-    ) -> Hunt {
+    async fn hunt(&self, mover: &Arc<Mover>, ask: &Ask<SegmentId>, wanted: PageRuns) -> Hunt {
+        let segment = ask.key;
         let Ok(volume) = mover.local(segment.volume) else {
             return Hunt::Missing(wanted, false);
         };
         let room = mover.room(segment.volume);
         let (mut missing, mut reached) = (wanted, true);
         for source in sources(mover, segment.volume) {
-            match self.ask(mover, &room, &volume, source, segment, &missing, class).await {
+            match self.ask(mover, &room, &volume, source, ask, &missing).await {
                 Ok(got) => missing = frames::without(&missing, &got),
                 Err(error) => match error.kind() {
                     ErrorKind::NotFound => {}
@@ -280,17 +275,16 @@ impl Fetcher {
     }
 
     /// Asks one source, and makes what it answers resident.
-    #[expect(clippy::too_many_arguments, reason = "one request's parts, all of different types")]
     async fn ask(
         &self,
         mover: &Arc<Mover>,
         room: &Room,
         volume: &Arc<Volume>,
         source: HostId,
-        segment: SegmentId,
+        ask: &Ask<SegmentId>,
         wanted: &PageRuns,
-        class: Class,
     ) -> Result<PageRuns> {
+        let (segment, class) = (ask.key, asked(ask.class));
         let run =
             |run: &Range<u32>| PageRun { first: PageIndex(run.start), count: run.end - run.start };
         let runs = wanted.iter().map(run).collect();
@@ -309,6 +303,9 @@ impl Fetcher {
             return Err(Error::new(ErrorKind::Corrupt, context));
         };
         room.wire_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        // The link is free for the next request while this answer is checked and kept.
+        self.plan.lock().planner.received(ask.id, self.now());
+        self.pump(mover);
         let wanted = wanted.clone();
         let decoded =
             tokio::task::spawn_blocking(move || frames::decode(&wanted, &frames, &payload));

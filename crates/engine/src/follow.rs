@@ -13,6 +13,7 @@ use crate::serve::unpack;
 use crate::volume::Volume;
 use crate::volume::log::{LogBatch, Position};
 use bytes::Bytes;
+use futures::StreamExt;
 use pannier_core::format::checkpoint::{DecodeError, RootHead};
 use pannier_core::ids::{HostId, ObjectHash};
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 /// How far following is.
 #[derive(Clone, Default)]
@@ -103,10 +105,14 @@ impl Task {
     async fn follow(&self, pause: &mut std::time::Duration) -> Result<()> {
         let mut volume = match self.mover.ownership()?.volume(self.room.id) {
             Some(volume) => volume,
-            None => self.from_checkpoint(None).await?,
+            None => self.begin_at_checkpoint(None).await?,
         };
+        let mut ahead = None;
         loop {
             self.reached.send_modify(|reached| reached.volume = Some(volume.clone()));
+            if self.reached.borrow().caught_up && ahead.is_none() {
+                ahead = Some(AbortOnDropHandle::new(tokio::spawn(get_metas(volume.clone()))));
+            }
             match self.ask_log(&volume).await? {
                 News::Batch(batch, end) => {
                     if !batch.segments.is_empty() {
@@ -114,7 +120,10 @@ impl Task {
                     }
                     self.note(&volume, batch.end, end);
                 }
-                News::Gone => volume = self.from_checkpoint(Some(volume)).await?,
+                News::Gone => {
+                    ahead = None;
+                    volume = self.begin_at_checkpoint(Some(volume)).await?;
+                }
             }
             *pause = limits::SOURCE_RETRY_FIRST;
         }
@@ -132,10 +141,12 @@ impl Task {
     }
 
     async fn ask_log(&self, volume: &Volume) -> Result<News> {
+        // Until it is known that nothing is missing, nobody waits for news.
+        let caught_up = self.reached.borrow().caught_up;
         let request = Request::Log {
             volume: self.room.id,
             after: volume.position(),
-            wait_ms: limits::LOG_WAIT.as_millis() as u32,
+            wait_ms: if caught_up { limits::LOG_WAIT.as_millis() as u32 } else { 0 },
         };
         match self.call(request).await? {
             (Response::Log { encoding, end }, payload) => {
@@ -152,7 +163,7 @@ impl Task {
     }
 
     /// Makes the local side anew from the owner's newest checkpoint.
-    async fn from_checkpoint(&self, former: Option<Arc<Volume>>) -> Result<Arc<Volume>> {
+    async fn begin_at_checkpoint(&self, former: Option<Arc<Volume>>) -> Result<Arc<Volume>> {
         let id = self.room.id;
         let (Response::Checkpoint { object, bytes }, _) =
             self.call(Request::Checkpoint { volume: id }).await?
@@ -265,4 +276,19 @@ impl Task {
         let context = format!("host {} answered {what} with something else", self.from);
         Error::new(ErrorKind::Corrupt, context)
     }
+}
+
+/// Gets the metadata of all live segments, so that a read after the switch asks for its pages at
+/// once. What cannot be had now is asked for when it is needed.
+async fn get_metas(volume: Arc<Volume>) {
+    let gets = volume.live_segments().into_iter().map(|segment| {
+        let volume = volume.clone();
+        async move {
+            let Ok(known) = volume.known(segment.name) else { return };
+            if let Err(error) = volume.meta_of(&known).await {
+                tracing::debug!(volume = %volume.id(), segment = %segment.name, %error, "no metadata");
+            }
+        }
+    });
+    futures::stream::iter(gets).buffer_unordered(limits::METAS_AT_ONCE).collect::<()>().await;
 }

@@ -7,24 +7,25 @@
 //! twice. A number that is not going to be used (its request failed, or its guest has gone) is
 //! filled by a request that does nothing, so that the numbers that owners remember stay dense.
 
+mod numbered;
+
 use crate::attachment::{Mutation, Route, news};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::{ExtentKind, FORWARD_BYTES_MAX, ForwardOp, Request, Response};
+use crate::message::{ExtentKind, FORWARD_BYTES_MAX, ForwardOp, Opening, Request, Response};
 use crate::mover::{Mover, Room, limits};
 use crate::port::{Class, ExtentState, StatusExtent};
 use bytes::Bytes;
+use numbered::Numbered;
 use pannier_core::ids::{Epoch, HostId, RequestNumber, SessionId};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 /// What of an attachment concerns forwarding.
 pub(crate) struct Forwarder {
     state: Mutex<State>,
-    /// One opens the session, the others wait.
-    opening: tokio::sync::Mutex<()>,
     window: Arc<Semaphore>,
     ended: AtomicBool,
     /// Failures in a row, for the pause before the next try.
@@ -60,94 +61,10 @@ impl Default for Forwarder {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
-            opening: tokio::sync::Mutex::default(),
             window: Arc::new(Semaphore::new(limits::FORWARDED_MAX)),
             ended: AtomicBool::new(false),
             failures: AtomicU32::new(0),
         }
-    }
-}
-
-/// A request number that is in use, from its first sending to its answer.
-pub(crate) struct Numbered {
-    mover: Arc<Mover>,
-    room: Arc<Room>,
-    session: SessionId,
-    number: RequestNumber,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Numbered {
-    /// The request was answered: the number is used up.
-    fn answered(mut self) {
-        self.permit = None;
-    }
-}
-
-impl Drop for Numbered {
-    /// A number that was not answered is filled in the background.
-    fn drop(&mut self) {
-        let (Some(permit), Ok(runtime)) =
-            (self.permit.take(), tokio::runtime::Handle::try_current())
-        else {
-            return;
-        };
-        let skip = Self {
-            mover: self.mover.clone(),
-            room: self.room.clone(),
-            session: self.session,
-            number: self.number,
-            permit: None,
-        };
-        // Detached: it ends by itself, with the session at the latest.
-        drop(runtime.spawn(async move {
-            skip.fill().await;
-            drop(permit);
-        }));
-    }
-}
-
-impl Numbered {
-    /// Uses the number up without doing anything, wherever the volume is.
-    async fn fill(&self) {
-        let (mover, room) = (&self.mover, &self.room);
-        while !mover.closed.is_cancelled() && room.forwarder.is_current(self.session) {
-            let mut changes = room.changed.subscribe();
-            let route = room.route.load_full();
-            let done = match &*route {
-                Route::Local(_) => {
-                    let here = self.here(ForwardOp::Skip, Bytes::new()).await;
-                    matches!(here, Ok(Response::Done { .. } | Response::NoSession { .. }))
-                }
-                Route::Forward(host) => {
-                    let host = room.forwarder.target(*host);
-                    let request = self.request(ForwardOp::Skip);
-                    let call = mover.peers.call(host, Class::Control, request, Bytes::new());
-                    matches!(
-                        call.await,
-                        Ok((Response::Done { .. } | Response::NoSession { .. }, _))
-                    )
-                }
-                Route::Switching => false,
-                Route::Ended(_) => true,
-            };
-            if done {
-                return;
-            }
-            news(&mut changes, limits::RETRY_MAX).await;
-        }
-    }
-
-    /// Executes something under the number at this host, the owner.
-    async fn here(&self, op: ForwardOp, payload: Bytes) -> Result<Response> {
-        let (mover, key) = (&self.mover, (self.session, self.number));
-        let answer = mover.serve_change(mover.host(), self.room.id, key, op, payload).await?;
-        Ok(answer.0)
-    }
-
-    fn request(&self, op: ForwardOp) -> Request {
-        let (volume, session, number) = (self.room.id, self.session, self.number);
-        Request::Forward { volume, session, number, op }
     }
 }
 
@@ -210,30 +127,30 @@ impl Change<'_> {
             news(&mut changes, limits::RECHECK).await;
             return Ok(false);
         }
-        if !self.forwarder.ensure_open(self.mover, self.room, host).await? {
-            return Ok(false);
-        }
         if numbered.is_none() {
             *numbered = Some(self.forwarder.number(self.mover, self.room).await?);
         }
         let Some(current) = numbered.as_ref() else { return Ok(false) };
         let (op, payload) = self.mutation.forwarded();
-        let call = self.mover.peers.call(host, Class::Demand, current.request(op), payload);
+        let call = self.mover.peers.call(host, Class::Demand, current.request(op, host), payload);
         let answer = tokio::select! {
             answer = call => answer,
             _ = changes.changed() => return Ok(false),
         };
         match answer {
             Ok((Response::Done { size_bytes }, _)) => {
-                self.forwarder.wrote(self.room, size_bytes);
+                self.forwarder.wrote(self.room, current.session, host, size_bytes);
                 if let Some(numbered) = numbered.take() {
                     numbered.answered();
                 }
                 Ok(true)
             }
-            Ok((Response::NoSession { .. }, _)) => {
-                self.forwarder.end("its session was ended at the owner, by a takeover");
-                self.forwarder.check().map(|()| false)
+            Ok((Response::NoSession { current: newest }, _)) => {
+                let session = current.session;
+                if let Some(numbered) = numbered.take() {
+                    numbered.answered();
+                }
+                self.forwarder.refused(session, newest).map(|()| false)
             }
             other => {
                 let again = self.forwarder.again(&mut changes, host, other).await;
@@ -276,9 +193,12 @@ impl Forwarder {
                 }
                 Ok(true)
             }
-            Response::NoSession { .. } => {
-                self.end("its session was ended by a takeover");
-                self.check().map(|()| false)
+            Response::NoSession { current: newest } => {
+                let session = current.session;
+                if let Some(numbered) = numbered.take() {
+                    numbered.answered();
+                }
+                self.refused(session, newest).map(|()| false)
             }
             _ => {
                 news(&mut changes, limits::RETRY_FIRST).await;
@@ -462,6 +382,7 @@ impl Forwarder {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
         match answer {
             Ok((Response::Moved { owner }, _)) => {
+                tracing::debug!(%host, ?owner, "the volume has moved");
                 let elsewhere = owner.filter(|owner| *owner != host);
                 self.state.lock().hint = elsewhere;
                 // The first redirection is followed at once; two hosts that point at each other
@@ -501,12 +422,15 @@ impl Forwarder {
         self.state.lock().session.is_some_and(|current| current.id == session)
     }
 
-    fn wrote(&self, room: &Room, size_bytes: u64) {
+    /// A change was executed at `host`: its session is open there.
+    fn wrote(&self, room: &Room, session: SessionId, host: HostId, size_bytes: u64) {
         room.size_bytes.store(size_bytes, Ordering::Relaxed);
         self.failures.store(0, Ordering::Relaxed);
-        if let Some(session) = &mut self.state.lock().session {
-            session.wrote = true;
+        let mut state = self.state.lock();
+        if let Some(current) = state.session.as_mut().filter(|current| current.id == session) {
+            (current.wrote, current.at) = (true, Some(host));
         }
+        state.newest = state.newest.max(session.0);
     }
 
     /// Takes the session's next number, when the window has room.
@@ -514,10 +438,14 @@ impl Forwarder {
         let permit = self.window.clone().acquire_owned().await;
         let permit = permit.map_err(|_closed| mover.closing("forwarding"))?;
         let mut state = self.state.lock();
-        let Some(session) = &mut state.session else {
-            let context = "its session was closed under it; try again";
-            return Err(Error::new(ErrorKind::Unavailable, context));
-        };
+        let newest = state.newest;
+        let session = state.session.get_or_insert_with(|| Session {
+            id: draw_session(newest),
+            last: RequestNumber(0),
+            at: None,
+            flushed: false,
+            wrote: false,
+        });
         session.last.0 += 1;
         Ok(Numbered {
             mover: mover.clone(),
@@ -528,58 +456,34 @@ impl Forwarder {
         })
     }
 
-    /// Sees to it that the session is open at `host`. `false`: route anew.
-    async fn ensure_open(
-        &self,
-        mover: &Arc<Mover>,
-        room: &Arc<Room>,
-        host: HostId,
-    ) -> Result<bool> {
-        let open = |state: &State| state.session.is_some_and(|session| session.at == Some(host));
-        if open(&self.state.lock()) {
-            return Ok(true);
-        }
-        let _one = self.opening.lock().await;
-        let (session, lineage) = {
+    /// What opens a session at `host`, while it is not known to be open there.
+    fn opening(&self, session: SessionId, host: HostId) -> Option<Opening> {
+        let state = self.state.lock();
+        let current = state.session.filter(|current| current.id == session)?;
+        let resumed = current.at.is_some();
+        (current.at != Some(host)).then_some(Opening { resumed, lineage: state.lineage })
+    }
+
+    /// A session is not open at the owner: one that never was is drawn anew, larger; for one that was
+    /// the attachment ends.
+    ///
+    /// # Errors
+    /// `Fenced` when the attachment has ended.
+    fn refused(&self, session: SessionId, newest: Option<SessionId>) -> Result<()> {
+        {
             let mut state = self.state.lock();
-            if open(&state) {
-                return Ok(true);
-            }
-            let (fresh, lineage) = (state.newest, state.lineage);
-            let session = *state.session.get_or_insert_with(|| Session {
-                id: draw_session(fresh),
-                last: RequestNumber(0),
-                at: None,
-                flushed: false,
-                wrote: false,
-            });
-            (session, lineage)
-        };
-        let (volume, resumed) = (room.id, session.at.is_some());
-        let request = Request::OpenSession { volume, session: session.id, resumed, lineage };
-        match self.ask(mover, room, host, request).await? {
-            Some((Response::SessionOpened { size_bytes }, _)) => {
-                room.size_bytes.store(size_bytes, Ordering::Relaxed);
-                let mut state = self.state.lock();
-                state.newest = state.newest.max(session.id.0);
-                if let Some(current) = state.session.as_mut().filter(|now| now.id == session.id) {
-                    current.at = Some(host);
+            state.newest = state.newest.max(newest.map_or(0, |newest| newest.0));
+            match state.session {
+                Some(current) if current.id == session && current.at.is_none() => {
+                    state.session = None;
+                    return Ok(());
                 }
-                Ok(true)
+                Some(current) if current.id == session => {}
+                _ => return Ok(()),
             }
-            Some((Response::NoSession { current }, _)) if !resumed => {
-                let mut state = self.state.lock();
-                state.newest = state.newest.max(current.map_or(0, |current| current.0));
-                state.session = None;
-                Ok(false)
-            }
-            Some((Response::NoSession { .. }, _)) => {
-                self.end("its session was ended at the owner, by a takeover");
-                self.check().map(|()| false)
-            }
-            Some(_other) => Err(unexpected(room, host, "the opening of a session")),
-            None => Ok(false),
         }
+        self.end("its session was ended at the owner, by a takeover");
+        self.check()
     }
 
     /// Tells that the route has changed: what peers told about the owner is older.

@@ -13,7 +13,6 @@ use crate::port::Class;
 use crate::verify::Proof;
 use crate::volume::Volume;
 use crate::volume::log::{LiveSegment, pages_in};
-use futures::StreamExt;
 use pannier_core::ids::{SegmentId, SegmentName};
 use pannier_core::units::BLOCK_BYTES;
 use std::collections::HashSet;
@@ -21,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -42,7 +42,7 @@ impl Hydration {
     pub(crate) fn start(mover: Arc<Mover>, room: Arc<Room>, volume: Arc<Volume>) -> Self {
         let running = CancellationToken::new();
         let ended = running.clone();
-        let task = Task { mover, room, volume };
+        let task = Arc::new(Task { mover, room, volume });
         // Detached: it ends with the handle's guard.
         drop(tokio::spawn(async move {
             tokio::select! {
@@ -54,13 +54,22 @@ impl Hydration {
     }
 }
 
+/// The outcome of a task of the set.
+fn ended(task: Option<Result<Result<()>, JoinError>>) -> Result<()> {
+    match task {
+        Some(Ok(done)) => done,
+        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Some(Err(_)) | None => Ok(()),
+    }
+}
+
 /// The file that keeps a volume's progress.
 fn progress_file(volume: &Volume) -> PathBuf {
     volume.context().volume_dir(volume.id()).join("move")
 }
 
 impl Task {
-    async fn run(&self) {
+    async fn run(self: &Arc<Self>) {
         self.load_progress();
         if self.is_proven() {
             return;
@@ -91,7 +100,7 @@ impl Task {
         proven
     }
 
-    async fn work(&self) {
+    async fn work(self: &Arc<Self>) {
         let mut pause = limits::IDLE;
         let mut proof = Proof::default();
         loop {
@@ -116,7 +125,7 @@ impl Task {
 
     /// One round over what is missing. `true` when nothing depends on another site any more, and
     /// that is proven.
-    async fn round(&self, proof: &mut Proof) -> Result<bool> {
+    async fn round(self: &Arc<Self>, proof: &mut Proof) -> Result<bool> {
         let segments = self.volume.live_segments();
         self.measure(&segments);
         let lacking: Vec<SegmentName> = segments
@@ -144,14 +153,20 @@ impl Task {
     }
 
     /// Pulls what is missing of the segments, in the order of the disk, and stores each.
-    async fn pull(&self, lacking: &[SegmentName]) -> Result<()> {
+    async fn pull(self: &Arc<Self>, lacking: &[SegmentName]) -> Result<()> {
         let storing = Arc::new(Semaphore::new(limits::STORED_SEGMENTS_MAX));
         let order = self.disk_order(lacking).await;
-        let mut pulls = futures::stream::iter(order)
-            .map(|segment| self.pull_segment(segment, storing.clone()))
-            .buffer_unordered(limits::HYDRATED_SEGMENTS_MAX + limits::STORED_SEGMENTS_MAX);
-        while let Some(done) = pulls.next().await {
-            done?;
+        // Tasks of their own: what is stored keeps no answer waiting. They end with the set.
+        let mut pulls = JoinSet::new();
+        for segment in order {
+            self.mover.fetcher.bulk_ready().await;
+            while pulls.len() >= limits::HYDRATED_SEGMENTS_MAX {
+                ended(pulls.join_next().await)?;
+            }
+            pulls.spawn(self.clone().pull_segment(segment, storing.clone()));
+        }
+        while !pulls.is_empty() {
+            ended(pulls.join_next().await)?;
         }
         Ok(())
     }
@@ -178,8 +193,11 @@ impl Task {
         order
     }
 
-    async fn pull_segment(&self, segment: SegmentName, storing: Arc<Semaphore>) -> Result<()> {
-        self.mover.fetcher.bulk_ready().await;
+    async fn pull_segment(
+        self: Arc<Self>,
+        segment: SegmentName,
+        storing: Arc<Semaphore>,
+    ) -> Result<()> {
         let missing = self.volume.missing_pages(segment);
         let pages = u64::from(pages_in(&missing));
         if pages > 0 {

@@ -39,19 +39,6 @@ pub enum Request {
     },
     /// A request to the registry that this peer serves.
     Registry(RegistryRequest),
-    /// Opens a forwarding session of the asking host. Ends the host's earlier one: nothing of that
-    /// is executed after the answer.
-    OpenSession {
-        /// The volume.
-        volume: VolumeId,
-        /// The session, larger than every earlier one of the asking host.
-        session: SessionId,
-        /// Whether it was opened before, at this or at a former owner: then it is never opened anew.
-        resumed: bool,
-        /// Epoch of the last takeover that was known when the attachment was made: an attachment made
-        /// before a takeover is refused.
-        lineage: Epoch,
-    },
     /// Ends a session and releases the write right that it held.
     CloseSession {
         /// The volume.
@@ -68,6 +55,9 @@ pub enum Request {
         session: SessionId,
         /// Its number there.
         number: RequestNumber,
+        /// Set until the session is known to be open at the asked host: opens it, if it is not, and
+        /// so ends the asking host's earlier one, of which nothing is executed any more.
+        open: Option<Opening>,
         /// What to do.
         op: ForwardOp,
     },
@@ -155,6 +145,16 @@ pub enum Request {
         /// The size that it shall have at least.
         size_bytes: u64,
     },
+}
+
+/// The opening of a forwarding session. A session is larger than every earlier one of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    /// Whether it was opened before, at this or at a former owner: then it is never opened anew.
+    pub resumed: bool,
+    /// Epoch of the last takeover that was known when the attachment was made: an attachment made
+    /// before a takeover is refused.
+    pub lineage: Epoch,
 }
 
 /// A mutating guest request.
@@ -279,11 +279,6 @@ pub enum Response {
     Busy {
         /// Why, for people.
         cause: String,
-    },
-    /// Answer to [`Request::OpenSession`].
-    SessionOpened {
-        /// The volume's size.
-        size_bytes: u64,
     },
     /// The session is not the asking host's current one, which is given.
     NoSession {

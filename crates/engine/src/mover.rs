@@ -156,6 +156,20 @@ impl Room {
             .clone()
     }
 
+    /// Returns when requests are executed by this local volume no more.
+    pub(crate) async fn left(&self, volume: &Arc<Volume>) {
+        let mut changes = self.changed.subscribe();
+        loop {
+            let here = matches!(
+                &**self.route.load(),
+                Route::Local(local) if Arc::ptr_eq(local, volume)
+            );
+            if !here || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     pub(crate) fn tell(&self) {
         self.changed.send_modify(|count| *count += 1);
     }

@@ -8,17 +8,20 @@ pub(crate) use changes::Changes;
 use crate::attachment::{Route, news};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{
-    Encoding, ExtentKind, FORWARD_BYTES_MAX, ForwardOp, PAYLOAD_BYTES_MAX, PageRun, Request,
-    Response,
+    Encoding, ExtentKind, FORWARD_BYTES_MAX, ForwardOp, Opening, PAYLOAD_BYTES_MAX, PageRun,
+    Request, Response,
 };
 use crate::mover::frames::{self, ZSTD_LEVEL};
 use crate::mover::{Mover, Room, limits};
 use crate::port::ExtentState;
 use crate::volume::Volume;
-use crate::volume::log::{Operation, PageRuns, Position, pages_in, pages_of};
+use crate::volume::log::{LogBatch, Operation, PageRuns, Position, pages_in, pages_of};
 use bytes::Bytes;
-use pannier_core::ids::{Epoch, HostId, ObjectHash, RequestNumber, SegmentId, SessionId, VolumeId};
+use pannier_core::ids::{
+    HostId, ObjectHash, RequestNumber, SegmentId, SegmentName, SessionId, VolumeId,
+};
 use pannier_core::movement::limits::ASK_PAGES_MAX;
+use pannier_core::units::SECTOR_BYTES;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,14 +57,11 @@ impl Mover {
     ) -> Result<(Response, Bytes)> {
         match request {
             Request::Ping => plain(Response::Pong),
-            Request::OpenSession { volume, session, resumed, lineage } => {
-                self.serve_open(from, volume, (session, resumed, lineage)).await
-            }
             Request::CloseSession { volume, session } => {
                 self.serve_close(from, volume, session).await
             }
-            Request::Forward { volume, session, number, op } => {
-                self.serve_change(from, volume, (session, number), op, payload).await
+            Request::Forward { volume, session, number, open, op } => {
+                self.serve_change(from, volume, (session, number), (open, op), payload).await
             }
             Request::Read { volume, offset, length } => {
                 self.serve_read(volume, offset, length).await
@@ -139,10 +139,26 @@ impl Mover {
     ) -> Answer {
         match self.here(volume).await {
             Here::Yes(local) => {
-                let done = execute(&local).await;
+                let done = self.until_left(&local, execute(&local)).await;
                 self.answer_after(&local, done.map(|()| Bytes::new()))
             }
             Here::No(response) => plain(response),
+        }
+    }
+
+    /// Executes something on the local volume, but no longer than requests are executed there.
+    async fn until_left<T>(
+        &self,
+        local: &Arc<Volume>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let room = self.room(local.id());
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = room.left(local) => {
+                Err(Error::new(ErrorKind::Unavailable, "the volume was given away"))
+            }
         }
     }
 
@@ -172,7 +188,7 @@ impl Mover {
         let ready = local.try_read(offset, &mut bytes);
         let done = match ready {
             Ok(true) => Ok(()),
-            Ok(false) => local.read(offset, &mut bytes).await,
+            Ok(false) => self.until_left(&local, local.read(offset, &mut bytes)).await,
             Err(error) => Err(error),
         };
         // What was read before the volume stopped appending is still the truth: the answer was
@@ -202,7 +218,8 @@ impl Mover {
         };
         check_range(&local, offset, length)?;
         let extents_max = (extents_max as usize).clamp(1, limits::EXTENTS_MAX);
-        let extents = match local.block_status(offset, length, extents_max).await {
+        let status = local.block_status(offset, length, extents_max);
+        let extents = match self.until_left(&local, status).await {
             Ok(extents) => extents,
             Err(error) => return self.answer_after(&local, Err(error)),
         };
@@ -215,37 +232,42 @@ impl Mover {
         plain(Response::Extents(runs.collect()))
     }
 
-    async fn serve_open(
+    /// Opens a session of `from`, if it is not open; what is answered when it may not be.
+    async fn open(
         &self,
         from: HostId,
-        volume: VolumeId,
-        (session, resumed, lineage): (SessionId, bool, Epoch),
-    ) -> Answer {
-        let local = match self.here(volume).await {
-            Here::Yes(local) => local,
-            Here::No(response) => return plain(response),
-        };
-        let ownership = self.ownership()?;
+        local: &Volume,
+        session: SessionId,
+        Opening { resumed, lineage }: Opening,
+    ) -> Result<Option<Response>> {
+        let (ownership, volume) = (self.ownership()?, local.id());
         let former = ownership.session(volume, from);
-        if former != Some(session) {
-            if resumed || former.is_some_and(|former| former >= session) {
-                return plain(Response::NoSession { current: former });
-            }
-            if let Err(error) = ownership.open_session(volume, from, session, lineage).await {
-                return match error.kind() {
-                    ErrorKind::Fenced => {
-                        let current = ownership.session(volume, from);
-                        plain(Response::NoSession { current })
-                    }
-                    _ => Err(error),
-                };
-            }
-            if let Some(former) = former {
-                self.room(volume).changes.end(former).await;
-                local.end_session(former);
-            }
+        if former == Some(session) {
+            return Ok(None);
         }
-        plain(Response::SessionOpened { size_bytes: local.size_bytes() })
+        if resumed || former.is_some_and(|former| former > session) {
+            return Ok(Some(Response::NoSession { current: former }));
+        }
+        let opened = ownership.open_session(volume, from, session, lineage);
+        let Ok(opened) = tokio::time::timeout(limits::BUSY_WAIT, opened).await else {
+            let cause = format!("the session is not open yet at the owner of volume {volume}");
+            return Ok(Some(Response::Busy { cause }));
+        };
+        match opened {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Fenced => {
+                let current = ownership.session(volume, from);
+                // Another request of the session may have opened it at the same time.
+                let opened = current == Some(session);
+                return Ok((!opened).then_some(Response::NoSession { current }));
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(former) = former {
+            self.room(volume).changes.end(former).await;
+            local.end_session(former);
+        }
+        Ok(None)
     }
 
     async fn serve_close(&self, from: HostId, volume: VolumeId, session: SessionId) -> Answer {
@@ -267,7 +289,7 @@ impl Mover {
         from: HostId,
         volume: VolumeId,
         (session, number): (SessionId, RequestNumber),
-        op: ForwardOp,
+        (open, op): (Option<Opening>, ForwardOp),
         payload: Bytes,
     ) -> Answer {
         let local = match self.here(volume).await {
@@ -276,6 +298,11 @@ impl Mover {
         };
         let operations = operations(&local, op, payload)?;
         let room = self.room(volume);
+        if let Some(open) = open
+            && let Some(refused) = self.open(from, &local, session, open).await?
+        {
+            return plain(refused);
+        }
         if !self.may_write(&room, from).await? {
             let cause = format!("another attachment holds the write right of volume {volume}");
             return plain(Response::Busy { cause });
@@ -331,32 +358,14 @@ impl Mover {
         if pages_in(&wanted) > ASK_PAGES_MAX {
             return Err(invalid("too many pages are asked for at once"));
         }
-        let (mut here, mut bytes) = (wanted, Bytes::new());
-        let mut incomplete = false;
-        match local.read_pages(segment.name, &here).await {
-            Ok(all) => bytes = all,
-            Err(error) if error.kind() == ErrorKind::NotFound && pages_in(&here) > 1 => {
-                incomplete = true;
-                let mut some = Vec::new();
-                let mut found = PageRuns::new();
-                for page in pages_of(&here).map(|page| page.0) {
-                    let one = PageRuns::from([page..page + 1]);
-                    match local.read_pages(segment.name, &one).await {
-                        Ok(content) => {
-                            some.extend_from_slice(&content);
-                            found.push(page..page + 1);
-                        }
-                        Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                (here, bytes) = (found, some.into());
-            }
+        let (here, bytes) = match local.read_pages(segment.name, &wanted).await {
+            Ok(bytes) => (wanted.clone(), bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                (here, incomplete) = (PageRuns::new(), true);
+                one_by_one(&local, segment.name, &wanted).await?
             }
             Err(error) => return Err(error),
-        }
+        };
+        let incomplete = here != wanted;
         let encoded = tokio::task::spawn_blocking(move || frames::encode(&here, &bytes)).await;
         let (frames, payload) = encoded.map_err(|_ended| self.closing("a request for pages"))?;
         Ok((Response::Pages { frames, incomplete }, payload.into()))
@@ -408,6 +417,12 @@ impl Mover {
         let wait = Duration::from_millis(wait_ms.into()).min(limits::LOG_WAIT);
         let until = Instant::now() + wait;
         loop {
+            if wait.is_zero() && after == local.sealed_position() {
+                // The local log would wait for news first.
+                let (from, through) = (after, after);
+                let none = LogBatch { from, segments: Vec::new(), through, end: true };
+                return log_answer(&local, &none).await;
+            }
             let batch = match local.log_since(after, limits::LOG_BYTES_MAX).await {
                 Ok(batch) => batch,
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Invalid) => {
@@ -418,20 +433,44 @@ impl Mover {
             if batch.segments.is_empty() && Instant::now() < until {
                 continue;
             }
-            let bytes = postcard::to_stdvec(&batch).map_err(|error| {
-                Error::new(ErrorKind::Internal, "a batch of the log does not encode")
-                    .with_source(error)
-            })?;
-            let (encoding, payload) = pack(bytes.into()).await?;
-            return Ok((Response::Log { encoding, end: local.sealed_position() }, payload));
+            return log_answer(&local, &batch).await;
         }
     }
+}
+
+async fn log_answer(local: &Volume, batch: &LogBatch) -> Answer {
+    let bytes = postcard::to_stdvec(batch).map_err(|error| {
+        Error::new(ErrorKind::Internal, "a batch of the log does not encode").with_source(error)
+    })?;
+    let (encoding, payload) = pack(bytes.into()).await?;
+    Ok((Response::Log { encoding, end: local.sealed_position() }, payload))
+}
+
+/// Those of the pages that are here, and their bytes.
+async fn one_by_one(
+    local: &Volume,
+    segment: SegmentName,
+    wanted: &PageRuns,
+) -> Result<(PageRuns, Bytes)> {
+    let (mut here, mut bytes) = (PageRuns::new(), Vec::new());
+    for page in pages_of(wanted).map(|page| page.0) {
+        let run = page..page + 1;
+        match local.read_pages(segment, &vec![run.clone()]).await {
+            Ok(content) => {
+                bytes.extend_from_slice(&content);
+                here.push(run);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((here, bytes.into()))
 }
 
 fn check_range(local: &Volume, offset: u64, length: u64) -> Result<()> {
     let size = local.size_bytes();
     let inside = offset.checked_add(length).is_some_and(|end| end <= size);
-    if inside && offset % 512 == 0 && length % 512 == 0 {
+    if inside && offset.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES) {
         return Ok(());
     }
     Err(invalid(format!(

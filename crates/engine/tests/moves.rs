@@ -101,17 +101,13 @@ async fn a_disk_moves_under_its_guest() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     stop.store(true, Ordering::Relaxed);
     let (written, _) = guest.await.unwrap();
-    eprintln!("guest {written}");
     assert!(written > 20, "only {written} writes");
     let at_b = open(&b).await;
     check(&at_b, 40, version_after(written, 500)).await;
-    eprintln!("checked");
     until("independence", || independent(&b, "east")).await;
-    eprintln!("independent");
     let (repeated, pages) = cluster.net.repeated();
     assert_eq!(repeated, 0, "of {pages} pages");
     cluster.stop(a).await;
-    eprintln!("a stopped");
     check(&at_b, 40, version_after(written, 500)).await;
     drop(at_b);
     // Not even what is cached is needed: the site's store has it all.

@@ -4,8 +4,8 @@
 //! flight is never asked for again: later wants join it. A page that waits in a lower class is
 //! raised by a want of a higher one.
 
-use super::limits::{ASK_PAGES_MAX, BULK_LINES_MAX, LINE_PAGES};
-use super::window::Window;
+use super::limits::{ASK_PAGES_MAX, BULK_LINES_MAX, LINE_PAGES, WINDOW_BYTES_MAX};
+use super::window::{Sent, Window};
 use crate::units::{BLOCK_BYTES, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -67,7 +67,9 @@ struct Flight<K> {
     lines: Vec<(u32, u16)>,
     class: Class,
     bytes: u64,
-    sent: Time,
+    sent: Sent,
+    /// Its answer has come and is being made resident.
+    received: bool,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +95,8 @@ pub struct Planner<K> {
     flights: BTreeMap<AskId, Flight<K>>,
     /// Bytes in flight by class.
     in_flight: [u64; 3],
+    /// Bytes that have come and are being made resident, demand apart.
+    received: u64,
     done: VecDeque<(Token, Outcome)>,
     window: Window,
     next: u64,
@@ -106,6 +110,7 @@ impl<K: Copy + Ord> Default for Planner<K> {
             queues: Default::default(),
             flights: BTreeMap::new(),
             in_flight: [0; 3],
+            received: 0,
             done: VecDeque::new(),
             window: Window::default(),
             next: 0,
@@ -199,13 +204,25 @@ impl<K: Copy + Ord> Planner<K> {
         self.done.pop_front()
     }
 
+    /// The answer to a request has come; it is being checked and made resident. Others may be sent in
+    /// its place already.
+    pub fn received(&mut self, id: AskId, now: Time) {
+        let Some(flight) = self.flights.get_mut(&id).filter(|flight| !flight.received) else {
+            return;
+        };
+        flight.received = true;
+        self.in_flight[flight.class as usize] -= flight.bytes;
+        if flight.class != Class::Demand {
+            self.received += flight.bytes;
+            self.window.answered(flight.sent, now, flight.bytes);
+        }
+    }
+
     /// Pages of a request that have arrived and are resident. What the request did not bring is
     /// asked for again.
     pub fn answered(&mut self, id: AskId, got: &[Range<u32>], now: Time) {
+        self.received(id, now);
         let Some(flight) = self.land(id) else { return };
-        if flight.class != Class::Demand {
-            self.window.answered(flight.sent, now, flight.bytes);
-        }
         let got = lines_of(got);
         for (line, mask) in flight.lines {
             let here = mask & got.get(&line).copied().unwrap_or(0);
@@ -218,7 +235,7 @@ impl<K: Copy + Ord> Planner<K> {
     /// A request that was lost: its pages are asked for again.
     pub fn lost(&mut self, id: AskId) {
         let Some(flight) = self.land(id) else { return };
-        if flight.class != Class::Demand {
+        if flight.class != Class::Demand && !flight.received {
             self.window.lost();
         }
         for (line, mask) in flight.lines.into_iter().rev() {
@@ -274,6 +291,8 @@ impl<K: Copy + Ord> Planner<K> {
         let [bulk, run_ahead, demand] = self.in_flight;
         match class {
             Class::Demand => true,
+            // What comes in faster than it can be kept would fill the memory.
+            _ if self.received >= WINDOW_BYTES_MAX => false,
             Class::RunAhead => run_ahead + bulk < self.window.bytes(),
             Class::Bulk if demand > 0 || run_ahead > 0 => bulk == 0,
             Class::Bulk => bulk + u64::from(ASK_PAGES_MAX) * BLOCK_BYTES <= self.window.bytes(),
@@ -348,14 +367,19 @@ impl<K: Copy + Ord> Planner<K> {
         let runs = runs_of(&lines);
         let bytes = lines.iter().map(|(_, mask)| bytes_of(*mask)).sum();
         self.in_flight[class as usize] += bytes;
-        self.flights.insert(id, Flight { key, lines, class, bytes, sent: now });
+        let sent = self.window.send(now);
+        self.flights.insert(id, Flight { key, lines, class, bytes, sent, received: false });
         Some(Ask { id, key, runs, class })
     }
 
     /// Takes a request out of flight.
     fn land(&mut self, id: AskId) -> Option<Flight<K>> {
         let flight = self.flights.remove(&id)?;
-        self.in_flight[flight.class as usize] -= flight.bytes;
+        if !flight.received {
+            self.in_flight[flight.class as usize] -= flight.bytes;
+        } else if flight.class != Class::Demand {
+            self.received -= flight.bytes;
+        }
         for (line, mask) in &flight.lines {
             if let Some(entry) = self.lines.get_mut(&(flight.key, *line)) {
                 entry.asked &= !mask;

@@ -12,7 +12,7 @@ mod window;
 
 pub use flight::{Ask, AskId, Class, Outcome, Planner, Token};
 pub use run_ahead::RunAhead;
-pub use window::Window;
+pub use window::{Sent, Window};
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use super::limits::{
     ASK_PAGES_MAX, RUN_AHEAD_BYTES_MAX, RUN_AHEAD_BYTES_MIN, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN,
 };
+use super::window::Sent;
 use super::{Ask, Class, Outcome, Planner, RunAhead, Token, Window};
 use crate::units::{BLOCK_BYTES, Time};
 use proptest::prelude::*;
@@ -209,6 +210,9 @@ proptest! {
                 Step::Answer(index) if !model.flights.is_empty() => {
                     let ask = model.flights.swap_remove(index % model.flights.len());
                     let got = ask.runs.clone();
+                    if index % 2 == 0 {
+                        planner.received(ask.id, Time(1));
+                    }
                     model.arrived(&mut planner, &ask, &got);
                 }
                 Step::AnswerHalf(index) if !model.flights.is_empty() => {
@@ -243,15 +247,15 @@ fn settle(rate_bytes_per_s: u64, rtt_ms: u64) -> u64 {
     let service = request * 1_000_000_000 / rate_bytes_per_s;
     let mut window = Window::default();
     let (mut now, mut link_free) = (0_u64, 0_u64);
-    let mut flights: std::collections::VecDeque<(u64, u64)> = std::collections::VecDeque::new();
+    let mut flights: std::collections::VecDeque<(Sent, u64)> = std::collections::VecDeque::new();
     for _ in 0..20_000 {
         while (flights.len() as u64 + 1) * request <= window.bytes() {
             link_free = link_free.max(now) + service;
-            flights.push_back((now, link_free + rtt_ms * 1_000_000));
+            flights.push_back((window.send(Time(now)), link_free + rtt_ms * 1_000_000));
         }
         let (sent, answered) = flights.pop_front().unwrap();
         now = now.max(answered);
-        window.answered(Time(sent), Time(now), request);
+        window.answered(sent, Time(now), request);
     }
     window.bytes()
 }
@@ -274,11 +278,13 @@ fn window_settles_near_the_product() {
 fn window_shrinks_when_something_is_lost() {
     let mut window = Window::default();
     for round in 0..40 {
-        window.answered(Time(round * 1_000_000), Time(round * 1_000_000 + 1000), 1 << 20);
+        let sent = window.send(Time(round * 1_000_000));
+        window.answered(sent, Time(round * 1_000_000 + 900_000), 1 << 20);
     }
     let before = window.bytes();
     window.lost();
-    assert_eq!(window.bytes(), before / 2);
+    assert_eq!(window.bytes(), (before / 2).max(WINDOW_BYTES_MIN));
+    assert!(before > WINDOW_BYTES_MIN);
     (0..20).for_each(|_| window.lost());
     assert_eq!(window.bytes(), WINDOW_BYTES_MIN);
 }

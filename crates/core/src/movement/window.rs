@@ -1,39 +1,55 @@
 //! The bound on bulk in flight: one bandwidth-delay product, measured.
 //!
-//! The method is that of TCP Vegas (Brakmo, O'Malley, Peterson 1994): the shortest time that an
-//! answer ever took is the time without a queue; what the times now are longer by is the queue that
-//! we make ourselves. The window grows while there is almost none and shrinks when there is more
-//! than a share of it, so that a demand request finds the link nearly empty.
+//! The method is that of BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", 2016):
+//! the highest rate at which answers came of late, times the shortest time that an answer took. A
+//! little more than that is kept in flight, so that a rate that has grown shows itself; the surplus
+//! is the only queue that a demand request can meet. A maximum and a minimum are not moved by the
+//! noise of busy hosts, as an average would be.
 
 use super::limits::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 use crate::units::Time;
 
-/// Below this share of the window in queues (per mille) it grows.
-const QUEUE_LOW: u64 = 150;
+/// In flight are this many hundredths of the product.
+const GAIN: u64 = 125;
 
-/// Above this share it shrinks.
-const QUEUE_HIGH: u64 = 350;
+/// The highest rate is that of the last one to two such spans.
+const RATE_SPAN_NANOS: u64 = 2_000_000_000;
 
-/// The base time is measured anew after this long, so that a changed route is noticed.
-const BASE_NANOS_MAX: u64 = 30_000_000_000;
+/// The shortest time is measured anew after this long, so that a changed route is noticed.
+const BASE_SPAN_NANOS: u64 = 30_000_000_000;
+
+/// What had been answered when a request was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    at: Time,
+    delivered: u64,
+}
 
 /// A measured bound on bytes in flight.
 #[derive(Debug, Clone)]
 pub struct Window {
     bytes: u64,
-    /// Shortest answer time in nanoseconds, and when it was seen.
+    /// Bytes answered so far.
+    delivered: u64,
+    /// Highest rates, in bytes per second, of this span and the one before, and when this one began.
+    rates: [u64; 2],
+    span: Time,
+    /// Shortest answer time in nanoseconds, and when it was measured.
     base: Option<(u64, Time)>,
-    /// Whether the first queue was met: before it the window doubles per round.
-    steady: bool,
-    /// Bytes answered since the last change.
-    answered: u64,
-    /// Shortest answer time since the last change.
-    round_min: Option<u64>,
+    /// While the shortest time is measured anew: the end of that, and the shortest until now.
+    probing: Option<(Time, u64)>,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { bytes: WINDOW_BYTES_MIN, base: None, steady: false, answered: 0, round_min: None }
+        Self {
+            bytes: WINDOW_BYTES_MIN,
+            delivered: 0,
+            rates: [0; 2],
+            span: Time(0),
+            base: None,
+            probing: None,
+        }
     }
 }
 
@@ -41,53 +57,59 @@ impl Window {
     /// Bytes that may be in flight.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        // Half of it leaves no queue behind, and so the time without one shows itself.
+        let half = self.probing.is_some();
+        if half { (self.bytes / 2).max(WINDOW_BYTES_MIN) } else { self.bytes }
     }
 
-    /// Notes that a request of `bytes` that was sent at `sent` has been answered now.
-    pub fn answered(&mut self, sent: Time, now: Time, bytes: u64) {
-        let took = now.0.saturating_sub(sent.0).max(1);
-        self.renew_base(now, took);
-        self.answered += bytes;
-        self.round_min = Some(self.round_min.map_or(took, |least| least.min(took)));
-        if self.answered < self.bytes {
-            return;
+    /// Notes that a request is sent.
+    #[must_use]
+    pub fn send(&self, now: Time) -> Sent {
+        Sent { at: now, delivered: self.delivered }
+    }
+
+    /// Notes that a request of `bytes` has been answered now.
+    pub fn answered(&mut self, sent: Sent, now: Time, bytes: u64) {
+        let took = now.0.saturating_sub(sent.at.0).max(1);
+        self.delivered += bytes;
+        self.note_base(now, took);
+        let delivered = u128::from(self.delivered - sent.delivered);
+        let rate = u64::try_from(delivered * 1_000_000_000 / u128::from(took)).unwrap_or(u64::MAX);
+        if now.0 >= self.span.0 + RATE_SPAN_NANOS {
+            self.rates = [0, self.rates[0]];
+            self.span = now;
         }
-        let round = self.round_min.take().unwrap_or(took);
-        self.answered = 0;
-        let base = self.base.map_or(round, |(base, _)| base);
-        let queued = 1000 - 1000 * base.min(round) / round;
-        if queued < QUEUE_LOW {
-            let step = if self.steady { self.bytes / 8 } else { self.bytes };
-            self.bytes = (self.bytes + step).min(WINDOW_BYTES_MAX);
-        } else {
-            self.steady = true;
-            if queued > QUEUE_HIGH {
-                self.bytes = (self.bytes * 3 / 4).max(WINDOW_BYTES_MIN);
-            }
-        }
+        self.rates[0] = self.rates[0].max(rate);
+        let best = self.rates[0].max(self.rates[1]);
+        let base = self.base.map_or(took, |(base, _)| base);
+        let product = u128::from(best) * u128::from(base) / 1_000_000_000;
+        let wanted = u64::try_from(product * u128::from(GAIN) / 100).unwrap_or(u64::MAX);
+        self.bytes = wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
     }
 
     /// Notes that a request was lost: the path may have changed, or its queue overflowed.
     pub fn lost(&mut self) {
         self.bytes = (self.bytes / 2).max(WINDOW_BYTES_MIN);
-        self.answered = 0;
-        self.round_min = None;
+        self.rates = self.rates.map(|rate| rate / 2);
     }
 
-    /// Keeps the shortest time. When it is old, the window is halved, so that our own queue drains
-    /// and the time without one shows itself again (as BBR probes for it; Cardwell et al. 2016).
-    fn renew_base(&mut self, now: Time, took: u64) {
-        match self.base {
-            Some((base, seen)) if took >= base => {
-                if now.0 >= seen.0 + BASE_NANOS_MAX {
-                    self.bytes = (self.bytes / 2).max(WINDOW_BYTES_MIN);
-                    self.answered = 0;
-                    self.round_min = None;
-                    self.base = Some((took, now));
-                }
+    fn note_base(&mut self, now: Time, took: u64) {
+        if let Some((end, least)) = self.probing {
+            let least = least.min(took);
+            self.probing = (now < end).then_some((end, least));
+            if self.probing.is_none() {
+                self.base = Some((least, now));
             }
-            _ => self.base = Some((took, now)),
+            return;
+        }
+        match self.base {
+            Some((base, _)) if took < base => self.base = Some((took, now)),
+            Some((base, seen)) if now.0 >= seen.0 + BASE_SPAN_NANOS => {
+                // Two rounds: one for the queue to drain, one to measure.
+                self.probing = Some((Time(now.0 + 2 * base), took));
+            }
+            Some(_) => {}
+            None => self.base = Some((took, now)),
         }
     }
 }

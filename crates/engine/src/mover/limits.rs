@@ -53,8 +53,9 @@ pub const SOURCE_RETRY_MAX: Duration = Duration::from_millis(500);
 /// source that restarts answers before it has opened its volumes.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
-/// Segments that hydration pulls at once: enough that the window stays full across their ends.
-pub const HYDRATED_SEGMENTS_MAX: usize = 4;
+/// Segments that hydration has in work at once, pulled or being stored: enough that the window stays
+/// full across their ends and while others are compressed.
+pub const HYDRATED_SEGMENTS_MAX: usize = 12;
 
 /// Segments that hydration stores at once: one core compresses.
 pub const STORED_SEGMENTS_MAX: usize = 2;
@@ -80,3 +81,6 @@ pub const HYDRATION_RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Objects of the own store whose footers and block tables are kept: about 200 KiB each.
 pub const STORED_OBJECTS_MAX: usize = 32;
+
+/// Metadata of segments that a follower gets at once: about 1 MiB.
+pub const METAS_AT_ONCE: usize = 8;

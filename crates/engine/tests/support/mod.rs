@@ -258,6 +258,10 @@ pub(crate) const PATH: &str = "/vms/web/disk0";
 impl Cluster {
     /// A cluster without hosts.
     pub(crate) fn new() -> Self {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // Another test of this process may have set it up.
+        log.try_init().ok();
         Self {
             dir: tempfile::tempdir().unwrap(),
             registry: MemoryRegistry::new(),
