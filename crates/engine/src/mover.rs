@@ -300,21 +300,10 @@ impl Mover {
         self.known(volume)?.followers.lock().get(&follower).copied()
     }
 
-    /// Ends this host's attachment for good: its guest must not go on, as after a takeover that may
-    /// have ended behind an acknowledged write. New connections start anew.
-    pub fn end_attachment(&self, volume: VolumeId, cause: &str) {
-        self.room(volume).forwarder.end(cause);
-        self.room(volume).tell();
-    }
-
-    /// Tells that a session is over: it executes nothing more here. When it is the current one of
-    /// this host's attachment, its guest must not go on.
-    pub fn session_ended(&self, volume: VolumeId, attachment: HostId, session: SessionId) {
-        let room = self.room(volume);
-        if attachment == self.host() && room.forwarder.is_current(session) {
-            self.end_attachment(volume, "its session was ended by a takeover");
-        }
-        room.changes.forget(session);
+    /// Tells that a newer session of the same attachment has ended this one: it executes nothing more
+    /// here. The attachment itself goes on, under the newer session.
+    pub fn session_ended(&self, volume: VolumeId, session: SessionId) {
+        self.room(volume).changes.forget(session);
     }
 
     /// Begins to follow a volume's owner, or goes on with another.

@@ -1,5 +1,7 @@
 //! Moves between hosts in one process, under load and under faults.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 mod support;
 
 use bytes::Bytes;

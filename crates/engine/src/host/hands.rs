@@ -275,8 +275,8 @@ impl Hands for Locals {
         self.mover().withdraw_right(volume, attachment).await;
     }
 
-    fn session_ended(&self, volume: VolumeId, attachment: HostId, session: SessionId) {
-        self.mover().session_ended(volume, attachment, session);
+    fn session_ended(&self, volume: VolumeId, session: SessionId) {
+        self.mover().session_ended(volume, session);
         if let Some(local) = self.known(volume) {
             local.end_session(session);
         }

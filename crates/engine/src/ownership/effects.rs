@@ -43,7 +43,7 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
         Effect::Route(route) => tools.hands.route(volume, route),
         Effect::SessionOpened { attachment, session, ended } => {
             if let Some(ended) = ended {
-                tools.hands.session_ended(volume, attachment, ended);
+                tools.hands.session_ended(volume, ended);
             }
             driver.session_answer(attachment, session, &Ok(()));
         }

@@ -79,9 +79,8 @@ pub trait Hands: Send + Sync + 'static {
     /// Lets the attachment's admitted writes finish and admits no more.
     async fn withdraw_right(&self, volume: VolumeId, attachment: HostId);
 
-    /// The session executes nothing more here. When the attachment is this host's and the session
-    /// its current one, its guest must not go on.
-    fn session_ended(&self, volume: VolumeId, attachment: HostId, session: SessionId);
+    /// A newer session of its attachment has ended the session: it executes nothing more here.
+    fn session_ended(&self, volume: VolumeId, session: SessionId);
 
     /// Renames what the log has beyond `end`.
     ///

@@ -42,6 +42,9 @@ struct Waiting {
     replies: Vec<Reply>,
 }
 
+/// Requests that are executed as one, each with who waits for it.
+type Batch = Vec<(RequestNumber, Waiting)>;
+
 impl Waiting {
     /// Whether it changes whole blocks only.
     fn is_whole(&self) -> bool {
@@ -189,7 +192,7 @@ impl Changes {
         &self,
         volume: &Volume,
         session: SessionId,
-    ) -> Option<(RangeInclusive<RequestNumber>, Vec<(RequestNumber, Waiting)>)> {
+    ) -> Option<(RangeInclusive<RequestNumber>, Batch)> {
         let mut queues = self.queues.lock();
         let queue = queues.get_mut(&session)?;
         let mut through = applied(volume, session);

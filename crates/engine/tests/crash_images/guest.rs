@@ -107,7 +107,8 @@ pub(crate) async fn execute(volume: &Volume, number: usize, op: &Op) -> Result<(
                     data: data(*offset, *length),
                 })
                 .collect();
-            volume.write_in_session(SESSION, RequestNumber(*request), &operations).await
+            let number = RequestNumber(*request);
+            volume.write_in_session(SESSION, number..=number, &operations).await
         }
         Op::Checkpoint => volume.checkpoint().await.map(|_| ()),
         Op::Restart => Ok(()),

@@ -223,14 +223,12 @@ impl Disk {
 
 impl File {
     fn put(&mut self, offset: u64, data: &[u8]) {
-        let mut sector = offset / SECTOR as u64;
-        for bytes in data.chunks(SECTOR) {
+        for (sector, bytes) in (offset / SECTOR as u64..).zip(data.chunks(SECTOR)) {
             let old = self.sectors.entry(sector).or_default();
             if old.len() < bytes.len() {
                 old.resize(bytes.len(), 0);
             }
             old[..bytes.len()].copy_from_slice(bytes);
-            sector += 1;
         }
         self.length = self.length.max(offset + data.len() as u64);
     }

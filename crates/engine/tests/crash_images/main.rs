@@ -4,6 +4,8 @@
 //! is then read must be a state between the last acknowledged flush (after the death of the daemon:
 //! the last acknowledged request) and the last request that was sent.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 mod damage;
 mod guest;
 mod image;

@@ -9,6 +9,7 @@ use pannier_engine::error::{Error, Result};
 use pannier_engine::message::{Request, Response};
 use pannier_engine::port::PeerService;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -42,10 +43,10 @@ impl Relay {
                 if is_cut.load(Ordering::Relaxed) {
                     continue;
                 }
-                if !ways.contains_key(&from) {
+                if let Entry::Vacant(way) = ways.entry(from) {
                     let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                     back.connect(target).await.unwrap();
-                    ways.insert(from, Arc::clone(&back));
+                    way.insert(Arc::clone(&back));
                     let (front, is_cut) = (Arc::clone(&front), Arc::clone(&is_cut));
                     tokio::spawn(async move {
                         let mut buffer = vec![0; 65_536];
