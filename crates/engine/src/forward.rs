@@ -153,7 +153,8 @@ impl Change<'_> {
                 self.forwarder.refused(session, newest).map(|()| false)
             }
             other => {
-                let again = self.forwarder.again(&mut changes, host, other).await;
+                let again =
+                    self.forwarder.again(&mut changes, (self.mover.host(), host), other).await;
                 // The number is filled when `numbered` is dropped with the request.
                 again.map(|()| false)
             }
@@ -363,7 +364,7 @@ impl Forwarder {
         };
         match answer {
             Ok((Response::Moved { .. } | Response::Busy { .. }, _)) | Err(_) => {
-                self.again(&mut changes, host, answer).await.map(|()| None)
+                self.again(&mut changes, (mover.host(), host), answer).await.map(|()| None)
             }
             Ok(answer) => {
                 self.failures.store(0, Ordering::Relaxed);
@@ -376,14 +377,16 @@ impl Forwarder {
     async fn again(
         &self,
         changes: &mut tokio::sync::watch::Receiver<u64>,
-        host: HostId,
+        (own, host): (HostId, HostId),
         answer: Result<(Response, Bytes)>,
     ) -> Result<()> {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
         match answer {
             Ok((Response::Moved { owner }, _)) => {
                 tracing::debug!(%host, ?owner, "the volume has moved");
-                let elsewhere = owner.filter(|owner| *owner != host);
+                // The target of a switch may not know yet that it owns what this host gave away: it
+                // points back here, which the route knows better.
+                let elsewhere = owner.filter(|owner| *owner != host && *owner != own);
                 self.state.lock().hint = elsewhere;
                 // The first redirection is followed at once; two hosts that point at each other
                 // are waited for.

@@ -83,7 +83,10 @@ impl Window {
         let best = self.rates[0].max(self.rates[1]);
         let base = self.base.map_or(took, |(base, _)| base);
         let product = u128::from(best) * u128::from(base) / 1_000_000_000;
-        let wanted = u64::try_from(product * u128::from(GAIN) / 100).unwrap_or(u64::MAX);
+        // One request more than the gain asks for: a window of a few requests would else never hold
+        // another whole one, and the rate could not be seen to grow.
+        let gained = product * u128::from(GAIN) / 100 + u128::from(bytes);
+        let wanted = u64::try_from(gained).unwrap_or(u64::MAX);
         self.bytes = wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
     }
 
