@@ -5,10 +5,12 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::volume::Volume;
+use crate::volume::log::pages_of;
 use crate::volume::segment::{Segment, blocking};
-use pannier_core::format::segment::PAGE_BYTES;
+use pannier_core::format::segment::{Entry, EntryKind, PAGE_BYTES};
 use pannier_core::format::stored;
 use pannier_core::ids::{SegmentId, SegmentName};
+use pannier_core::map::PageSet;
 use pannier_core::units::PageIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -33,6 +35,30 @@ pub(crate) fn read_stored(disk: &Disk, dir: &Path) -> Result<BTreeSet<SegmentNam
     let text = String::from_utf8_lossy(&bytes);
     let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
     Ok(whole.filter_map(|line| line.parse().ok()).collect())
+}
+
+/// The data pages of a segment that no later entry of the same segment replaces.
+fn kept_by(entries: &[Entry]) -> PageSet {
+    let mut blocks: BTreeMap<u64, PageIndex> = BTreeMap::new();
+    for entry in entries {
+        let (first, count) = match entry.kind {
+            EntryKind::Data { first_block, count, page, .. } => {
+                blocks.extend((0..count).map(|n| (first_block.0 + u64::from(n), page.plus(n))));
+                continue;
+            }
+            EntryKind::Zero { first_block, count } | EntryKind::Discard { first_block, count } => {
+                (first_block.0, u64::from(count))
+            }
+            EntryKind::Resize { size_bytes } => {
+                let end = size_bytes.div_ceil(PAGE_BYTES as u64);
+                (end, u64::MAX - end)
+            }
+            EntryKind::SessionMark { .. } => continue,
+        };
+        let gone: Vec<u64> = blocks.range(first..first + count).map(|(block, _)| *block).collect();
+        gone.iter().for_each(|block| _ = blocks.remove(block));
+    }
+    blocks.into_values().collect()
 }
 
 /// How a round of background work went.
@@ -145,6 +171,7 @@ impl Volume {
     /// `NotFound` when a page is not resident, `Unavailable` or `NoSpace` of the store.
     pub async fn store_segment(&self, segment: SegmentName) -> Result<u64> {
         let known = self.known(segment)?;
+        let _one = known.storing.lock().await;
         if known.is_stored() {
             return Ok(0);
         }
@@ -170,14 +197,21 @@ impl Volume {
             Error::new(ErrorKind::NotFound, text)
         })?;
         let live = self.live_set(segment.name);
-        let runs: Vec<_> = live.runs().map(|(first, count)| first.0..first.0 + count).collect();
+        // A checkpoint may name what was overwritten since it was taken. So a segment that is here
+        // whole is stored with all that it does not itself overwrite: the same bytes, whenever.
+        let wanted = if segment.has_file() { kept_by(meta.entries()) } else { live.clone() };
+        let runs: Vec<_> = wanted.runs().map(|(first, count)| first.0..first.0 + count).collect();
         let (bytes, absent) = self.load_runs(segment, &runs)?;
-        if !absent.is_empty() {
-            let text = format!("{} pages of segment {} are not here", absent.len(), segment.name);
+        if let Some(page) = pages_of(&absent).find(|page| live.contains(*page)) {
+            let text = format!("page {} of segment {} is not here", page.0, segment.name);
             return Err(Error::new(ErrorKind::NotFound, text));
         }
         let pages: BTreeMap<PageIndex, &[u8]> =
-            live.iter().zip(bytes.chunks_exact(PAGE_BYTES)).collect();
+            wanted.iter().zip(bytes.chunks_exact(PAGE_BYTES)).collect();
+        let pages: BTreeMap<PageIndex, &[u8]> = {
+            let gone: BTreeSet<PageIndex> = pages_of(&absent).collect();
+            pages.into_iter().filter(|(page, _)| !gone.contains(page)).collect()
+        };
         Ok(stored::encode(&meta, |page| pages.get(&page).copied()))
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct Segment {
     file: ArcSwapOption<PoolFile>,
     sealed: OnceLock<Sealed>,
     stored: AtomicBool,
+    /// Held while it is stored: background work and hydration may both want to.
+    pub(crate) storing: tokio::sync::Mutex<()>,
     /// While it is not sealed.
     pub(crate) hashed: Mutex<Hashed>,
     doubt: Mutex<Doubt>,
@@ -65,6 +67,7 @@ impl Segment {
             file: ArcSwapOption::from(file),
             sealed: OnceLock::new(),
             stored: AtomicBool::new(false),
+            storing: tokio::sync::Mutex::new(()),
             hashed: Mutex::default(),
             doubt: Mutex::default(),
             has_doubt: AtomicBool::new(false),
