@@ -94,7 +94,8 @@ pub struct Transit {
     pub waits_for_write: bool,
 }
 
-/// Where the log of an epoch ends that a takeover has ended. What lies beyond is no part of the log.
+/// Where the log of an epoch ends that a takeover has ended. What lies beyond is no part of the
+/// log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// The epoch that ended.

@@ -1,7 +1,7 @@
 //! Rates of one volume through the guest's path, without an export: `volume_rate DIR [MIB]`.
 //!
-//! Prints, per pattern, operations per second and MB per second. For profiles (`perf record`) and to
-//! see what the engine alone costs; the comparison with a peer is `cargo xtask bench nbd`.
+//! Prints, per pattern, operations per second and MB per second. For profiles (`perf record`) and
+//! to see what the engine alone costs; the comparison with a peer is `cargo xtask bench nbd`.
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -149,8 +149,8 @@ pub(crate) async fn news(changes: &mut watch::Receiver<u64>, longest: Duration) 
     drop(tokio::time::timeout(longest, changes.changed()).await);
 }
 
-/// One connection of a guest to a volume. Dropping it is the disconnect; when it was the last on this
-/// host, the write right is given back.
+/// One connection of a guest to a volume. Dropping it is the disconnect; when it was the last on
+/// this host, the write right is given back.
 pub struct Connection {
     mover: Arc<Mover>,
     room: Arc<Room>,
@@ -199,8 +199,9 @@ impl Connection {
         }
     }
 
-    /// Executes something on the local volume. `None`: the volume went elsewhere, route anew. What had
-    /// begun is then not acknowledged and, done twice, changes nothing: this volume has stopped.
+    /// Executes something on the local volume. `None`: the volume went elsewhere, route anew. What
+    /// had begun is then not acknowledged and, done twice, changes nothing: this volume has
+    /// stopped.
     async fn here<T>(
         &self,
         volume: &Arc<Volume>,
@@ -283,8 +284,8 @@ impl Connection {
         }
     }
 
-    /// Executes the pieces of a large change, some at a time. As with any device, a large write is not
-    /// atomic. Boxed, because `change` comes here and goes back, one level deep.
+    /// Executes the pieces of a large change, some at a time. As with any device, a large write is
+    /// not atomic. Boxed, because `change` comes here and goes back, one level deep.
     fn change_all(&self, pieces: Vec<Mutation>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             for group in pieces.chunks(limits::FORWARDED_PIECES_MAX) {

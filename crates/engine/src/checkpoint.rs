@@ -1,11 +1,12 @@
-//! Checkpoints: the map and the live segments as immutable objects, locally and in the site's store.
+//! Checkpoints: the map and the live segments as immutable objects, locally and in the site's
+//! store.
 //!
 //! A checkpoint is taken at the border between two segments: the open one is sealed on purpose. The
-//! snapshot of the map is one pointer per dirty page; encoding, writing and storing go on behind it.
-//! The root is replaced atomically after all that it names is durable, and published (a registry
-//! transaction, fenced by epoch) after all that it names is in the site's store. Segments without
-//! live blocks are recycled when a durable checkpoint no longer names them; their objects in the store
-//! are condemned by name in the root, and deleted once that root is published.
+//! snapshot of the map is one pointer per dirty page; encoding, writing and storing go on behind
+//! it. The root is replaced atomically after all that it names is durable, and published (a
+//! registry transaction, fenced by epoch) after all that it names is in the site's store. Segments
+//! without live blocks are recycled when a durable checkpoint no longer names them; their objects
+//! in the store are condemned by name in the root, and deleted once that root is published.
 
 use crate::context::{HostContext, Publication};
 use crate::error::{Error, ErrorKind, Result};
@@ -420,8 +421,8 @@ impl Volume {
         }
     }
 
-    /// Puts the newest local checkpoint into the site's store and publishes it, if every segment that
-    /// it names is stored. Returns the newest published root.
+    /// Puts the newest local checkpoint into the site's store and publishes it, if every segment
+    /// that it names is stored. Returns the newest published root.
     pub(crate) async fn publish_checkpoint(&self) -> Result<Option<ObjectHash>> {
         let mut checkpointer = self.checkpointer.lock().await;
         let hash = checkpointer.saved.hash;
@@ -457,8 +458,8 @@ impl Volume {
             .all(|live| state.named(live.name).is_some_and(|segment| segment.is_stored()))
     }
 
-    /// Deletes what the published root condemns. What cannot be deleted now stays for a later scrub:
-    /// nothing names it.
+    /// Deletes what the published root condemns. What cannot be deleted now stays for a later
+    /// scrub: nothing names it.
     async fn delete_condemned(&self, checkpointer: &mut Checkpointer, before: Option<ObjectHash>) {
         let mut keys: Vec<String> = Vec::new();
         for name in &checkpointer.saved.root.condemned {

@@ -281,7 +281,8 @@ fn temporary_of(path: &Path) -> PathBuf {
 }
 
 /// The page cache shall have only what was written here, or read and checked here: bytes that the
-/// kernel reads ahead would be found there by [`DiskFile::read_cached`] without having been checked.
+/// kernel reads ahead would be found there by [`DiskFile::read_cached`] without having been
+/// checked.
 fn no_read_ahead(file: &File) {
     if let Err(error) = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random) {
         tracing::debug!(%error, "the kernel may read ahead");
@@ -352,9 +353,10 @@ impl DiskFile {
         self.file.read_exact_at(into, offset)
     }
 
-    /// Whether a range is wholly in the page cache, or on its way into it. A read that does not wait
-    /// cannot tell: it begins to read from the disk what it misses, and may find it when the disk is
-    /// fast. Where the kernel has no `cachestat` (before Linux 6.5) the answer is always no.
+    /// Whether a range is wholly in the page cache, or on its way into it. A read that does not
+    /// wait cannot tell: it begins to read from the disk what it misses, and may find it when the
+    /// disk is fast. Where the kernel has no `cachestat` (before Linux 6.5) the answer is always
+    /// no.
     #[must_use]
     pub fn is_cached(&self, offset: u64, length: u64) -> bool {
         let pages = (offset + length).div_ceil(4096) - offset / 4096;
@@ -398,8 +400,8 @@ impl DiskFile {
         Ok(done)
     }
 
-    /// Drops a range that was found damaged from the page cache, so that it is read and checked anew
-    /// after a restart.
+    /// Drops a range that was found damaged from the page cache, so that it is read and checked
+    /// anew after a restart.
     pub fn forget_cached(&self, offset: u64, length: u64) {
         let length = std::num::NonZeroU64::new(length);
         let dropped = rustix::fs::fadvise(&self.file, offset, length, rustix::fs::Advice::DontNeed);
@@ -408,8 +410,8 @@ impl DiskFile {
         }
     }
 
-    /// Makes what was written durable (`fdatasync`). Never call it again after it failed: the kernel
-    /// has marked the pages clean.
+    /// Makes what was written durable (`fdatasync`). Never call it again after it failed: the
+    /// kernel has marked the pages clean.
     ///
     /// # Errors
     /// Of the system.

@@ -135,7 +135,7 @@ impl Fetcher {
             Ok(Outcome::Failed) => Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
-                    "segment {id}: no host and no store that can be reached has a good copy of some \
+                    "segment {id}: no host or store that can be reached has a good copy of some \
                      of its pages; bring back the hosts that held it, or restore the volume"
                 ),
             )),
@@ -317,8 +317,8 @@ impl Fetcher {
     }
 }
 
-/// The hosts that may hold a volume's segments: its owner, the giver or taker of a transit, then all
-/// others.
+/// The hosts that may hold a volume's segments: its owner, the giver or taker of a transit, then
+/// all others.
 fn sources(mover: &Mover, volume: VolumeId) -> Vec<HostId> {
     let mut sources = Vec::new();
     if let Some(found) = mover.directory.volume(volume) {

@@ -1,9 +1,9 @@
 //! Following an owner's log, as the target of a move does before the switch.
 //!
 //! A host that has nothing of the volume takes the owner's newest checkpoint first: its root, and
-//! those of the map's pages that are not here by their hash. From then on it asks for the log behind
-//! its own position, again and again; after a break or a restart, of either side, it goes on from
-//! there.
+//! those of the map's pages that are not here by their hash. From then on it asks for the log
+//! behind its own position, again and again; after a break or a restart, of either side, it goes on
+//! from there.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{PAYLOAD_BYTES_MAX, Request, Response};
@@ -286,7 +286,8 @@ async fn get_metas(volume: Arc<Volume>) {
         async move {
             let Ok(known) = volume.known(segment.name) else { return };
             if let Err(error) = volume.meta_of(&known).await {
-                tracing::debug!(volume = %volume.id(), segment = %segment.name, %error, "no metadata");
+                let (volume, segment) = (volume.id(), segment.name);
+                tracing::debug!(%volume, %segment, %error, "no metadata");
             }
         }
     });

@@ -467,8 +467,8 @@ impl Forwarder {
         (current.at != Some(host)).then_some(Opening { resumed, lineage: state.lineage })
     }
 
-    /// A session is not open at the owner: one that never was is drawn anew, larger; for one that was
-    /// the attachment ends.
+    /// A session is not open at the owner: one that never was is drawn anew, larger; for one that
+    /// was the attachment ends.
     ///
     /// # Errors
     /// `Fenced` when the attachment has ended.

@@ -1,8 +1,8 @@
 //! Hydration: after a switch the new owner's site takes every live block that it lacks, stores it,
 //! and proves it.
 //!
-//! Segment by segment in the order of the disk, only pages that are not resident, as bulk behind all
-//! demand. A segment whose live pages are all here is stored in the site's own store. When
+//! Segment by segment in the order of the disk, only pages that are not resident, as bulk behind
+//! all demand. A segment whose live pages are all here is stored in the site's own store. When
 //! everything is stored, the checkpoint follows, and then the proof ([`crate::verify`]). What is
 //! done is known from the line cache and the store, so a restart goes on where it was.
 
@@ -293,8 +293,8 @@ impl Task {
         *self.room.progress.lock() = saved;
     }
 
-    /// Writes progress down. For people only: what is here is known from the files themselves, so it
-    /// need not be durable.
+    /// Writes progress down. For people only: what is here is known from the files themselves, so
+    /// it need not be durable.
     fn save_progress(&self) {
         let progress = self.mover.progress(self.room.id);
         let mut bytes = vec![PROGRESS_VERSION];

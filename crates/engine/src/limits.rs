@@ -4,8 +4,8 @@
 /// rarely meets a change of segment, small enough that sealing, storing and sending one is short.
 pub const SEGMENT_PAGES: u32 = pannier_core::format::segment::limits::CAPACITY_PAGES_DEFAULT;
 
-/// Bytes of one volume that are written and not synced before its writers wait: a flush at a handover
-/// then takes as long as 32 MiB take.
+/// Bytes of one volume that are written and not synced before its writers wait: a flush at a
+/// handover then takes as long as 32 MiB take.
 pub const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 
 /// Unsynced bytes of one volume at which a background sync begins: early enough that a sequential
@@ -70,8 +70,8 @@ pub const SESSION_WAIT_MS: u64 = 10_000;
 /// Bytes of writes that are appended under one hold of the sequencer: about a millisecond.
 pub const BATCH_BYTES_MAX: usize = 2 << 20;
 
-/// Durable data pages of the open segment that are worth a round of the sealer: 1 MiB, which is also
-/// what is left to hash at a seal.
+/// Durable data pages of the open segment that are worth a round of the sealer: 1 MiB, which is
+/// also what is left to hash at a seal.
 pub const HASH_AHEAD_PAGES: u32 = 256;
 
 /// Nice value of background threads: they yield to whoever serves guests.

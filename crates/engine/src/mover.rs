@@ -1,4 +1,5 @@
-//! The mover of a host: attachments of guests, forwarding, following, fetching, hydration and proof.
+//! The mover of a host: attachments of guests, forwarding, following, fetching, hydration and
+//! proof.
 //!
 //! One [`Mover`] per host. The ownership driver tells it where each volume's requests go
 //! ([`Mover::set_route`]) and who may write; it asks the driver through [`Ownership`]. Exports meet
@@ -46,8 +47,8 @@ pub trait Ownership: Send + Sync + 'static {
     /// Epoch of the last takeover of the volume that is known here.
     fn lineage(&self, volume: VolumeId) -> Epoch;
 
-    /// Opens a session, which ends the attachment's former one; durable when it returns. `lineage` is
-    /// the epoch of the last takeover that the attachment knew.
+    /// Opens a session, which ends the attachment's former one; durable when it returns. `lineage`
+    /// is the epoch of the last takeover that the attachment knew.
     ///
     /// # Errors
     /// `Fenced` when the session may not be opened: it is not larger than the former one, or its
@@ -234,8 +235,8 @@ impl Mover {
         self.known(volume).map_or(0, |room| room.connections.load(Ordering::Relaxed))
     }
 
-    /// Tells where a volume's requests go from now on. A local route also starts what makes this site
-    /// independent of others ([`crate::hydrate`]); any other ends it.
+    /// Tells where a volume's requests go from now on. A local route also starts what makes this
+    /// site independent of others ([`crate::hydrate`]); any other ends it.
     pub fn set_route(self: &Arc<Self>, volume: VolumeId, route: Route) {
         let room = self.room(volume);
         let local = match &route {
@@ -300,8 +301,8 @@ impl Mover {
         self.known(volume)?.followers.lock().get(&follower).copied()
     }
 
-    /// Tells that a newer session of the same attachment has ended this one: it executes nothing more
-    /// here. The attachment itself goes on, under the newer session.
+    /// Tells that a newer session of the same attachment has ended this one: it executes nothing
+    /// more here. The attachment itself goes on, under the newer session.
     pub fn session_ended(&self, volume: VolumeId, session: SessionId) {
         self.room(volume).changes.forget(session);
     }
@@ -323,7 +324,8 @@ impl Mover {
         }
     }
 
-    /// Brings the local side up to a position that `from` has, as long as that takes, and returns it.
+    /// Brings the local side up to a position that `from` has, as long as that takes, and returns
+    /// it.
     ///
     /// # Errors
     /// `Closed` when the host shuts down or following ends.

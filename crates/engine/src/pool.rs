@@ -1,8 +1,8 @@
 //! Segment files that were written once before: a flush into one of them needs no commit of the
 //! file system's journal. Also the reserve for what must be written on a full disk.
 //!
-//! A file goes back to the pool by a rename, and is taken again only when its last handle is closed:
-//! a reader that holds one never sees another segment's bytes.
+//! A file goes back to the pool by a rename, and is taken again only when its last handle is
+//! closed: a reader that holds one never sees another segment's bytes.
 
 use crate::context::LocalConfig;
 use crate::disk::{Disk, DiskFile};

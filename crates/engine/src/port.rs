@@ -191,8 +191,8 @@ pub struct StatusExtent {
 /// the export maps to its protocol's error.
 ///
 /// The `try_` methods never wait: they are the fast path, called inline on the connection's task.
-/// Ordering: a write that has returned is seen by every later read on any connection. A flush covers
-/// every write that returned before it on any connection.
+/// Ordering: a write that has returned is seen by every later read on any connection. A flush
+/// covers every write that returned before it on any connection.
 pub trait BlockDevice: Send + Sync + 'static {
     /// Current size in bytes.
     fn size_bytes(&self) -> u64;
@@ -200,8 +200,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
 
-    /// Reads if that needs no waiting; `false` when it would have to wait (nothing is promised about
-    /// `into` then).
+    /// Reads if that needs no waiting; `false` when it would have to wait (nothing is promised
+    /// about `into` then).
     ///
     /// # Errors
     /// As [`BlockDevice::read`].

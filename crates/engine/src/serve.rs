@@ -192,7 +192,8 @@ impl Mover {
             Err(error) => Err(error),
         };
         // What was read before the volume stopped appending is still the truth: the answer was
-        // made before anything could be acknowledged elsewhere. What is answered after it may not be.
+        // made before anything could be acknowledged elsewhere. What is answered after it may not
+        // be.
         if local.is_appending() && done.is_ok() {
             return Ok((Response::Data { size_bytes: local.size_bytes() }, bytes.into()));
         }

@@ -1,5 +1,5 @@
-//! Storing: sealed segments go to the site's store, encoded, in the background; then the file may be
-//! evicted. Also the volume's one background task, which decides when what is due.
+//! Storing: sealed segments go to the site's store, encoded, in the background; then the file may
+//! be evicted. Also the volume's one background task, which decides when what is due.
 
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -164,8 +164,9 @@ impl Volume {
         lacking.map(|(segment, _)| segment.name).collect()
     }
 
-    /// Encodes a sealed segment's live pages and stores the object in the site's store, durably; they
-    /// all are resident here. Nothing is done when it is stored already. Returns the bytes sent.
+    /// Encodes a sealed segment's live pages and stores the object in the site's store, durably;
+    /// they all are resident here. Nothing is done when it is stored already. Returns the bytes
+    /// sent.
     ///
     /// # Errors
     /// `NotFound` when a page is not resident, `Unavailable` or `NoSpace` of the store.

@@ -48,8 +48,8 @@ impl Proof {
     ///
     /// # Errors
     /// `Corrupt` when something in the store is not what its hash says (its segment then counts as
-    /// not stored), `NotFound` when it is not there, `Unavailable` when the store or the registry is
-    /// away, `Fenced` when another host owns the volume.
+    /// not stored), `NotFound` when it is not there, `Unavailable` when the store or the registry
+    /// is away, `Fenced` when another host owns the volume.
     pub(crate) async fn prove(
         &mut self,
         mover: &Arc<Mover>,
@@ -99,7 +99,7 @@ fn covers(known: &PageSet, pages: &PageSet) -> bool {
 
 fn not_stored(volume: VolumeId, name: SegmentName) -> Error {
     let context = format!(
-        "volume {volume}: its checkpoint names segment {name}, which this site's store does not have"
+        "volume {volume}: its checkpoint names segment {name}, which this site's store lacks"
     );
     Error::new(ErrorKind::NotFound, context)
 }

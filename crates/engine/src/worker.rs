@@ -1,4 +1,5 @@
-//! A thread of low priority for work that costs much computation: it yields to whoever serves guests.
+//! A thread of low priority for work that costs much computation: it yields to whoever serves
+//! guests.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
@@ -7,8 +8,8 @@ use tokio::sync::oneshot;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread of low priority with its queue. Its callers wait for their work, so the queue is bounded
-/// by their number.
+/// A thread of low priority with its queue. Its callers wait for their work, so the queue is
+/// bounded by their number.
 pub(crate) struct Worker {
     queue: mpsc::Sender<Work>,
 }

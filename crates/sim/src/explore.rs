@@ -2,8 +2,8 @@
 //!
 //! A state is known by a 64-bit hash (as in "Design and Validation of Computer Protocols", Holzmann
 //! 1991, hash compaction): with `n` states a collision hides one with a probability of about
-//! `n^2 / 2^65`, which is 3e-6 for ten million. Breadth first, so that a counterexample is a shortest
-//! one.
+//! `n^2 / 2^65`, which is 3e-6 for ten million. Breadth first, so that a counterexample is a
+//! shortest one.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};

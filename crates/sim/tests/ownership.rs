@@ -1,7 +1,8 @@
 //! Explores the ownership of a volume: every state of the scenarios, with all rules on; and for the
 //! rules, that without one of them a violation is found.
 //!
-//! `cargo nextest run -p pannier-sim --no-capture` prints states, and the counterexamples as traces.
+//! `cargo nextest run -p pannier-sim --no-capture` prints states, and the counterexamples as
+//! traces.
 
 use pannier_core::volume::ownership::Rules;
 use pannier_sim::explore::{Report, Verdict, explore};
@@ -53,8 +54,8 @@ const TAKEOVER_GUESTS: Scenario = Scenario {
     ..Scenario::QUIET
 };
 
-/// An aborted transit, a daemon that dies, a host without power, a takeover. Too large to be visited
-/// whole; it is where the counterexamples of two rules lie.
+/// An aborted transit, a daemon that dies, a host without power, a takeover. Too large to be
+/// visited whole; it is where the counterexamples of two rules lie.
 const ABORT_TAKEOVER: Scenario = Scenario {
     name: "abort and takeover",
     hosts: 3,

@@ -204,8 +204,8 @@ impl<K: Copy + Ord> Planner<K> {
         self.done.pop_front()
     }
 
-    /// The answer to a request has come; it is being checked and made resident. Others may be sent in
-    /// its place already.
+    /// The answer to a request has come; it is being checked and made resident. Others may be sent
+    /// in its place already.
     pub fn received(&mut self, id: AskId, now: Time) {
         let Some(flight) = self.flights.get_mut(&id).filter(|flight| !flight.received) else {
             return;
@@ -299,8 +299,8 @@ impl<K: Copy + Ord> Planner<K> {
         }
     }
 
-    /// Queues pages that a request did not bring, each in the highest class that waits for it, before
-    /// all others.
+    /// Queues pages that a request did not bring, each in the highest class that waits for it,
+    /// before all others.
     fn again(&mut self, key: K, line: u32, mask: u16) {
         for class in ORDER.into_iter().rev() {
             let Some(entry) = self.lines.get(&(key, line)) else { return };

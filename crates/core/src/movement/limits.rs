@@ -4,8 +4,8 @@
 /// the wire hold (64 KiB).
 pub const LINE_PAGES: u32 = 16;
 
-/// Most pages of one request to a peer: 128 KiB, so that a demand request on the same link waits for
-/// little behind one of them (5 ms at 200 Mbit/s), and a lost one is cheap.
+/// Most pages of one request to a peer: 128 KiB, so that a demand request on the same link waits
+/// for little behind one of them (5 ms at 200 Mbit/s), and a lost one is cheap.
 pub const ASK_PAGES_MAX: u32 = 32;
 
 /// Fewest bytes of bulk in flight: two requests, so that a link is never idle between them.
@@ -21,6 +21,6 @@ pub const BULK_LINES_MAX: usize = 256;
 /// First window of a sequential reader in bytes: two lines.
 pub const RUN_AHEAD_BYTES_MIN: u64 = 128 << 10;
 
-/// Largest window of a sequential reader in bytes: hides 100 ms at 300 Mbit/s, and costs little when
-/// the reader stops.
+/// Largest window of a sequential reader in bytes: hides 100 ms at 300 Mbit/s, and costs little
+/// when the reader stops.
 pub const RUN_AHEAD_BYTES_MAX: u64 = 4 << 20;

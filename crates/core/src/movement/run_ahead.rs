@@ -33,8 +33,8 @@ impl RunAhead {
         Self::default()
     }
 
-    /// Notes a read of `length` bytes at `offset`, and returns the range to get ahead of it, if any:
-    /// never beyond `size_bytes`, never a byte that was returned before in the same stream.
+    /// Notes a read of `length` bytes at `offset`, and returns the range to get ahead of it, if
+    /// any: never beyond `size_bytes`, never a byte that was returned before in the same stream.
     pub fn read(&mut self, offset: u64, length: u64, size_bytes: u64) -> Option<Range<u64>> {
         let end = offset.saturating_add(length);
         let continues = self.streak > 0

@@ -31,7 +31,8 @@ pub struct Window {
     bytes: u64,
     /// Bytes answered so far.
     delivered: u64,
-    /// Highest rates, in bytes per second, of this span and the one before, and when this one began.
+    /// Highest rates, in bytes per second, of this span and the one before, and when this one
+    /// began.
     rates: [u64; 2],
     span: Time,
     /// Shortest answer time in nanoseconds, and when it was measured.

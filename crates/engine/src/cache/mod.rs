@@ -1,10 +1,10 @@
 //! The line cache: fetched data in lines of 64 KiB, with a persisted slot table.
 //!
-//! Two files: `slab` has line `n` at byte `65536 n`; `slots` has its record at byte `64 n`. A record
-//! is written after the line's bytes and cleared before other bytes take its place. Both go to the
-//! page cache only: that survives the daemon's death. After a power loss a record may name bytes that
-//! never reached the disk; every first read is checked against the block table, so that is noticed
-//! and the page is fetched again.
+//! Two files: `slab` has line `n` at byte `65536 n`; `slots` has its record at byte `64 n`. A
+//! record is written after the line's bytes and cleared before other bytes take its place. Both go
+//! to the page cache only: that survives the daemon's death. After a power loss a record may name
+//! bytes that never reached the disk; every first read is checked against the block table, so that
+//! is noticed and the page is fetched again.
 
 mod slot;
 
@@ -249,8 +249,9 @@ impl LineCache {
         self.write_record(number, Some(record))
     }
 
-    /// A slot without line: a free one, one whose line may leave, or a new one at the end. Beyond the
-    /// bound the cache grows only by lines that may not leave, because nothing else has their bytes.
+    /// A slot without line: a free one, one whose line may leave, or a new one at the end. Beyond
+    /// the bound the cache grows only by lines that may not leave, because nothing else has their
+    /// bytes.
     fn take_slot(&self, state: &mut State) -> std::io::Result<u32> {
         if state.lines.len() >= self.lines_max
             && let Some(may_leave) = self.may_leave.get()

@@ -123,7 +123,7 @@ impl Host {
         let way_out = if owner {
             format!(
                 "which owns `{path}`; start it. If it is lost for good, make sure that it is off \
-                 and take the volume over on another host: `pannier takeover {path} --fenced {name}`"
+                 and take the volume over elsewhere: `pannier takeover {path} --fenced {name}`"
             )
         } else {
             "the target; start it, or mend the link to it, and repeat the command".to_owned()

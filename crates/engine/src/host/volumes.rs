@@ -91,7 +91,8 @@ impl Host {
         Ok(record)
     }
 
-    /// Waits, a short while, until this host appends to a volume that it has just become the owner of.
+    /// Waits, a short while, until this host appends to a volume that it has just become the owner
+    /// of.
     pub(super) async fn await_owner(&self, volume: VolumeId) {
         let Some(mut view) = self.owners.watch(volume) else { return };
         let settled = view.wait_for(|view| view.part == Part::Owner);

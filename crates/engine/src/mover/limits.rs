@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Forwarded changes of one attachment that are outstanding: with at most 256 KiB each, 32 MiB, and a
-/// tenth of what owners remember of a session ([`pannier_core::volume::session::IN_FLIGHT_MAX`]).
+/// Forwarded changes of one attachment that are outstanding: with at most 256 KiB each, 32 MiB, and
+/// a tenth of what owners remember of a session ([`pannier_core::volume::session::IN_FLIGHT_MAX`]).
 pub const FORWARDED_MAX: usize = 128;
 
 /// Pieces of one large read or write that are under way at once: 4 MiB.
@@ -53,8 +53,8 @@ pub const SOURCE_RETRY_MAX: Duration = Duration::from_millis(500);
 /// source that restarts answers before it has opened its volumes.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
-/// Segments that hydration has in work at once, pulled or being stored: enough that the window stays
-/// full across their ends and while others are compressed.
+/// Segments that hydration has in work at once, pulled or being stored: enough that the window
+/// stays full across their ends and while others are compressed.
 pub const HYDRATED_SEGMENTS_MAX: usize = 12;
 
 /// Segments that hydration stores at once: one core compresses.
@@ -69,8 +69,8 @@ pub const IDLE: Duration = Duration::from_millis(200);
 /// How often progress is written down.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Forwarded changes of one session that wait for their turn: twice what one forwarder sends, so that
-/// the requests of a restarted one fit beside those of its predecessor.
+/// Forwarded changes of one session that wait for their turn: twice what one forwarder sends, so
+/// that the requests of a restarted one fit beside those of its predecessor.
 pub const WAITING_MAX: usize = 2 * FORWARDED_MAX;
 
 /// Bytes of forwarded changes that are made durable together.

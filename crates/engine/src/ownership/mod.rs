@@ -1,9 +1,10 @@
 //! The ownership driver: one task per volume that owns the machine of
-//! [`pannier_core::volume::ownership`] and executes its effects against the registry, the peers, the
-//! local volume, the guests' routes and the state file.
+//! [`pannier_core::volume::ownership`] and executes its effects against the registry, the peers,
+//! the local volume, the guests' routes and the state file.
 //!
-//! The critical path of a handover is one message (GRANT, with the log's tail as its payload) and one
-//! durable write on each side. The giver's drain waits for its own disk only, never for the network.
+//! The critical path of a handover is one message (GRANT, with the log's tail as its payload) and
+//! one durable write on each side. The giver's drain waits for its own disk only, never for the
+//! network.
 
 mod driver;
 mod effects;
@@ -50,8 +51,8 @@ pub struct Owners {
 
 impl Owners {
     /// The ownership of host `me` in boot `boot`. Runs inside a tokio runtime; volumes are added by
-    /// [`Owners::open`], [`Owners::create`], or when the registry or a peer says that this host has a
-    /// part in them.
+    /// [`Owners::open`], [`Owners::create`], or when the registry or a peer says that this host has
+    /// a part in them.
     #[must_use]
     pub fn new(
         me: HostId,
@@ -93,7 +94,8 @@ impl Owners {
     /// registry says so. To be called before the record is created.
     ///
     /// # Errors
-    /// `NoSpace`, `Unavailable` when the state cannot be written, `Invalid` when the volume is open.
+    /// `NoSpace`, `Unavailable` when the state cannot be written, `Invalid` when the volume is
+    /// open.
     pub async fn create(&self, volume: VolumeId) -> Result<()> {
         let state = LocalState::creating(volume, self.boot);
         self.hands.persist(state.clone()).await?;
@@ -233,8 +235,8 @@ impl Owners {
         }
     }
 
-    /// Registers a transit from this host, the owner, and returns once it is known here. Any host can
-    /// register one through the directory instead.
+    /// Registers a transit from this host, the owner, and returns once it is known here. Any host
+    /// can register one through the directory instead.
     ///
     /// # Errors
     /// `Invalid` when this host is not the owner or a transit is under way, `Unavailable` while the
@@ -273,8 +275,8 @@ impl Owners {
     /// epoch of the last takeover known when the guest was attached.
     ///
     /// # Errors
-    /// `Fenced` when the session is not larger than the attachment's last, or the attachment was made
-    /// before a takeover; `Unavailable` when this
+    /// `Fenced` when the session is not larger than the attachment's last, or the attachment was
+    /// made before a takeover; `Unavailable` when this
     /// host does not serve the volume now.
     pub async fn open_session(
         &self,

@@ -13,8 +13,8 @@ pub enum Part {
     None,
     /// It follows the owner's log, to take over.
     Follower,
-    /// It owns the volume but does not append now: it is about to, or the switch is under way, or the
-    /// registry has to confirm it after a reboot.
+    /// It owns the volume but does not append now: it is about to, or the switch is under way, or
+    /// the registry has to confirm it after a reboot.
     Waiting,
     /// It appends and serves.
     Owner,

@@ -1,4 +1,5 @@
-//! A volume's segments and pages for those who copy them: what is live, what is here, and its bytes.
+//! A volume's segments and pages for those who copy them: what is live, what is here, and its
+//! bytes.
 
 use super::Volume;
 use super::log::{LiveSegment, PageRuns};
@@ -124,8 +125,8 @@ impl Volume {
         })
     }
 
-    /// Bytes of pages, one behind the other, verified: from the segment's file, the line cache or the
-    /// own site's store, never from a peer. Only sealed segments have pages for others.
+    /// Bytes of pages, one behind the other, verified: from the segment's file, the line cache or
+    /// the own site's store, never from a peer. Only sealed segments have pages for others.
     ///
     /// # Errors
     /// `NotFound` when they are not here, `Corrupt`.

@@ -1,8 +1,9 @@
 //! Making the log durable: one fdatasync at a time per volume, each for all who wait.
 //!
-//! A sync first closes the open group, so that no descriptor that it counts on is written again, and
-//! then syncs the segments in the order of the log. A failed fdatasync is never repeated: the entries
-//! that it should have covered are copied, checked by their CRC, into new segments (`rescue`).
+//! A sync first closes the open group, so that no descriptor that it counts on is written again,
+//! and then syncs the segments in the order of the log. A failed fdatasync is never repeated: the
+//! entries that it should have covered are copied, checked by their CRC, into new segments
+//! (`rescue`).
 
 use super::Volume;
 use super::journal::{Change, Closed, Journal, Mode, Open, Prepared, SealSource};

@@ -30,8 +30,8 @@ impl Journal {
 
 impl Volume {
     /// Sealed segments behind `position`, about `bytes_max` of metadata at most but at least one
-    /// segment; waits up to [`limits::LOG_WAIT_MS`] when there are none. What the open segment has is
-    /// not part of it: [`Volume::seal_open`] seals it.
+    /// segment; waits up to [`limits::LOG_WAIT_MS`] when there are none. What the open segment has
+    /// is not part of it: [`Volume::seal_open`] seals it.
     ///
     /// # Errors
     /// `NotFound` when the log no longer reaches back to `position`: begin again from

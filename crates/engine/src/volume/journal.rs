@@ -1,8 +1,8 @@
-//! The journal: the open segment, the one prepared behind it, and what is written and not yet synced.
+//! The journal: the open segment, the one prepared behind it, what is not synced yet.
 //!
-//! One mutex per volume is the sequencer: under it entries are staged, written and put into the map,
-//! so the order of the log is the order of the map. Nothing under it waits for the disk (the page
-//! cache takes the writes), except the rescue after a failed fdatasync.
+//! One mutex per volume is the sequencer: under it entries are staged, written and put into the
+//! map, so the order of the log is the order of the map. Nothing under it waits for the disk (the
+//! page cache takes the writes), except the rescue after a failed fdatasync.
 
 use super::Volume;
 use super::log::{Position, SessionTable};
@@ -215,8 +215,8 @@ pub(crate) fn map_error(error: MapError) -> Error {
     Error::new(ErrorKind::Invalid, format!("beyond the volume's end: {error}")).with_source(error)
 }
 
-/// Collects slices that are contiguous in the file, and writes them at once. The first place is kept
-/// for the descriptor of a group that was just opened, which stands right before its data.
+/// Collects slices that are contiguous in the file, and writes them at once. The first place is
+/// kept for the descriptor of a group that was just opened, which stands right before its data.
 struct Gather<'a> {
     slices: [IoSlice<'a>; SLICES_MAX + 1],
     count: usize,
@@ -446,7 +446,8 @@ impl Volume {
         self.start_prepare(journal);
     }
 
-    /// Closes the open segment if it has entries: it is synced, hashed and sealed in the background.
+    /// Closes the open segment if it has entries: it is synced, hashed and sealed in the
+    /// background.
     pub(crate) fn close_open(&self, journal: &mut MutexGuard<'_, Journal>) {
         if journal.open.as_ref().is_none_or(|open| open.writer.entries() == 0) {
             return;

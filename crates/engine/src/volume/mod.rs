@@ -1,10 +1,10 @@
 //! A volume on this host: its log, its map, and what of its segments is here.
 //!
-//! While it appends (between [`Volume::begin_append`] and [`Volume::stop_append`]) it serves guests;
-//! otherwise it is a follower that applies another host's log, or stands still.
+//! While it appends (between [`Volume::begin_append`] and [`Volume::stop_append`]) it serves
+//! guests; otherwise it is a follower that applies another host's log, or stands still.
 //!
-//! The rooms: `journal` appends under one mutex, `flush` makes durable, `seal` hashes and seals what
-//! is full, `read` and `write` are the guest's path, `recover` opens, `follow` is the log for
+//! The rooms: `journal` appends under one mutex, `flush` makes durable, `seal` hashes and seals
+//! what is full, `read` and `write` are the guest's path, `recover` opens, `follow` is the log for
 //! followers, `data` the pages for peers, `segment` one segment's file and facts.
 
 mod counters;
@@ -78,8 +78,8 @@ pub struct Volume {
 
 /// Life: append, stop, close. (Create, recover, follow and delete are in `recover`.)
 impl Volume {
-    /// Begins to append under an epoch: the caller has made its right to do so durable. `incarnation`
-    /// was never used before with `epoch`.
+    /// Begins to append under an epoch: the caller has made its right to do so durable.
+    /// `incarnation` was never used before with `epoch`.
     ///
     /// # Errors
     /// `Internal` when it already appends, `Unavailable` when its disk failed.

@@ -1,9 +1,11 @@
-//! Making a volume, and opening what is here of one: newest local checkpoint, then the log behind it.
+//! Making a volume, and opening what is here of one: newest local checkpoint, then the log behind
+//! it.
 //!
-//! The log is followed by name: from the checkpoint's position on, each segment names its predecessor
-//! and says, by link, how many of its entries precede. Where an unsealed segment has more entries than
-//! its successor's link says, the link holds (the rest was copied there by a rescue). Whatever is here
-//! and not part of that chain is set aside by name, or recycled when it has no entry.
+//! The log is followed by name: from the checkpoint's position on, each segment names its
+//! predecessor and says, by link, how many of its entries precede. Where an unsealed segment has
+//! more entries than its successor's link says, the link holds (the rest was copied there by a
+//! rescue). Whatever is here and not part of that chain is set aside by name, or recycled when it
+//! has no entry.
 
 use super::Volume;
 use super::counters::Counters;
@@ -60,8 +62,8 @@ impl Volume {
     }
 
     /// Opens a volume whose files are here: newest local checkpoint, index sections of sealed
-    /// segments behind it, recovery of the open one (which is sealed; what lies behind a break is set
-    /// aside). It does not append yet. Also opens a follower's volume.
+    /// segments behind it, recovery of the open one (which is sealed; what lies behind a break is
+    /// set aside). It does not append yet. Also opens a follower's volume.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt` with the file's name, `Unavailable`.
@@ -135,9 +137,10 @@ impl Volume {
         .await
     }
 
-    /// Sets everything aside that the log has beyond a position, by renaming: the stale tail of a host
-    /// whose epoch a takeover has ended. Called while the volume is not open here; a volume whose
-    /// checkpoint lies beyond the position is set aside whole and has to follow from a checkpoint.
+    /// Sets everything aside that the log has beyond a position, by renaming: the stale tail of a
+    /// host whose epoch a takeover has ended. Called while the volume is not open here; a volume
+    /// whose checkpoint lies beyond the position is set aside whole and has to follow from a
+    /// checkpoint.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`.

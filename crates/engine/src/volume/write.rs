@@ -1,8 +1,8 @@
 //! The guest's writes, zeroes, discards and sizes, and those that other hosts forward.
 //!
 //! A write of less than a block reads the rest of the block and appends the whole, both under the
-//! sequencer's lock, so nothing can come between. When the rest is not in the page cache the lock is
-//! let go, the block is read in the slow way, and all is tried again.
+//! sequencer's lock, so nothing can come between. When the rest is not in the page cache the lock
+//! is let go, the block is read in the slow way, and all is tried again.
 
 use super::Volume;
 use super::journal::{Change, Journal, Tried, Wait, is_aligned};
@@ -166,14 +166,14 @@ impl Volume {
 
     /// Applies forwarded requests of consecutive numbers once, as one: the changes and the mark of
     /// the last number go into the log together, and are durable when this returns. Requests that
-    /// were applied before (also at a former owner) are not applied again. Requests of a session are
-    /// applied in the order of their numbers; those that come early wait for those before them. Of
-    /// several operations only the first may cover parts of blocks: what is around the part is read
-    /// before any of them is applied.
+    /// were applied before (also at a former owner) are not applied again. Requests of a session
+    /// are applied in the order of their numbers; those that come early wait for those before them.
+    /// Of several operations only the first may cover parts of blocks: what is around the part is
+    /// read before any of them is applied.
     ///
     /// # Errors
-    /// As [`Volume::write`]; then it was not applied. `Unavailable` when the requests before it do not
-    /// come.
+    /// As [`Volume::write`]; then it was not applied. `Unavailable` when the requests before it do
+    /// not come.
     pub async fn write_in_session(
         &self,
         session: SessionId,
@@ -309,8 +309,8 @@ impl Volume {
         }
     }
 
-    /// The blocks that data touches, whole: what the data does not cover is read. The caller holds the
-    /// sequencer's lock.
+    /// The blocks that data touches, whole: what the data does not cover is read. The caller holds
+    /// the sequencer's lock.
     fn whole_blocks<'a>(&self, offset: u64, data: &'a [u8]) -> Result<Change<'a>, Wait> {
         let first_block = BlockIndex(offset / BLOCK_BYTES);
         if is_aligned(offset) && is_aligned(data.len() as u64) {

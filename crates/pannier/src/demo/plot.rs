@@ -198,7 +198,8 @@ impl Plot {
             let bottom = self.height - BOTTOM;
             let (from, to) = (self.right(first.0), self.right(last.0));
             self.add(format_args!(
-                "<path class=\"area {class}\" d=\"M{from:.1} {bottom:.1}{line}L{to:.1} {bottom:.1}Z\" />"
+                "<path class=\"area {class}\" \
+                 d=\"M{from:.1} {bottom:.1}{line}L{to:.1} {bottom:.1}Z\" />"
             ));
         }
         self.add(format_args!("<path class=\"curve {class}\" d=\"M{}\" />", &line[1..]));
@@ -208,7 +209,8 @@ impl Plot {
     pub(super) fn svg(self, description: &str) -> String {
         let (height, body) = (self.height, self.body);
         format!(
-            "<svg viewBox=\"0 0 {WIDTH} {height}\" role=img aria-label=\"{description}\">{body}</svg>"
+            "<svg viewBox=\"0 0 {WIDTH} {height}\" role=img \
+             aria-label=\"{description}\">{body}</svg>"
         )
     }
 }

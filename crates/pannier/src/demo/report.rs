@@ -169,8 +169,8 @@ impl Report<'_> {
             loss => format!(", {} % loss", short(loss * 100.0)),
         };
         let subtitle = format!(
-            "{} with {} of data, from west to east over {} ms round trip and {} Mbit/s{loss}, under a \
-             guest that never stops.",
+            "{} with {} of data, from west to east over {} ms round trip and {} Mbit/s{loss}, \
+             under a guest that never stops.",
             bytes(self.figures.image_bytes),
             bytes(self.figures.data_bytes),
             short(self.link.rtt_ms),

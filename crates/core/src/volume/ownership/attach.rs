@@ -24,7 +24,8 @@ pub enum Admission {
 }
 
 impl Machine {
-    /// What to do with a request of an attachment's session. `forwarded`: it came from another host.
+    /// What to do with a request of an attachment's session. `forwarded`: it came from another
+    /// host.
     #[must_use]
     pub fn admit(
         &self,

@@ -105,8 +105,8 @@ pub enum Event {
     Persisted,
     /// The volume now appends.
     Started,
-    /// The volume no longer appends: all admitted requests are done, everything is durable, the last
-    /// segment is sealed.
+    /// The volume no longer appends: all admitted requests are done, everything is durable, the
+    /// last segment is sealed.
     Stopped {
         /// Where the log ends.
         position: Position,
@@ -258,11 +258,11 @@ pub enum Effect {
         /// Whether the volume is shared, so that every attachment may write.
         shared: bool,
     },
-    /// Set aside, by name, what the log has beyond `end`; then [`Event::TailAside`]. The log is then
-    /// as it was recorded in the registry.
+    /// Set aside, by name, what the log has beyond `end`; then [`Event::TailAside`]. The log is
+    /// then as it was recorded in the registry.
     SetTailAside {
-        /// Where the ended epoch's log ends; `None` when that is not recorded any more: then nothing
-        /// of it that the new log does not name counts.
+        /// Where the ended epoch's log ends; `None` when that is not recorded any more: then
+        /// nothing of it that the new log does not name counts.
         end: Option<Position>,
     },
     /// The outcome of a command.

@@ -1,8 +1,8 @@
 //! Ownership of one volume, as one host sees it: a pure state machine.
 //!
 //! A host is owner, follower, giver or taker of a transit, has granted, or is fenced. What must
-//! survive a crash is [`LocalState`]; the machine hands it out to be made durable and acts on it only
-//! then. The registry's record is changed by the pure functions in [`transaction`].
+//! survive a crash is [`LocalState`]; the machine hands it out to be made durable and acts on it
+//! only then. The registry's record is changed by the pure functions in [`transaction`].
 
 mod attach;
 mod giver;

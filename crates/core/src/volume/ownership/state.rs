@@ -41,7 +41,8 @@ pub type Sessions = BTreeMap<HostId, Session>;
 pub enum Role {
     /// It owns nothing.
     Follower {
-        /// Whom it gave the volume to last, so that requests find the way while the registry is away.
+        /// Whom it gave the volume to last, so that requests find the way while the registry is
+        /// away.
         gave_to: Option<HostId>,
     },
     /// It created the volume, empty, and owns it as soon as the registry says so.
@@ -162,8 +163,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 impl LocalState {
-    /// Its bytes: magic (8), version (u16), body length (u32), body (postcard), CRC32C of all before
-    /// it (u32). Integers are little-endian.
+    /// Its bytes: magic (8), version (u16), body length (u32), body (postcard), CRC32C of all
+    /// before it (u32). Integers are little-endian.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let body = postcard::to_stdvec(self).unwrap_or_default();

@@ -85,9 +85,7 @@ pub enum Refusal {
     #[error("host {0} owns the volume already")]
     AlreadyThere(HostId),
     /// A takeover needs the operator's word about this host.
-    #[error(
-        "host {0} may own the volume; make sure that it is out (power off), and say so with --fenced"
-    )]
+    #[error("host {0} may own the volume; make sure that it is off, and say so with --fenced")]
     NotFenced(HostId),
     /// A higher epoch is registered.
     #[error("epoch {0} owns the volume")]
@@ -210,9 +208,9 @@ pub fn abort(
     Ok(VolumeRecord { transit: None, ..record.clone() })
 }
 
-/// Makes `by` the owner under a new epoch and records where the log of the old one ends. Needs every
-/// host that may own the volume, other than `by`, in `fenced`: the owner, and during a transit giver
-/// and taker.
+/// Makes `by` the owner under a new epoch and records where the log of the old one ends. Needs
+/// every host that may own the volume, other than `by`, in `fenced`: the owner, and during a
+/// transit giver and taker.
 ///
 /// # Errors
 /// [`Refusal::NotFenced`].
@@ -271,9 +269,9 @@ fn may_publish(record: &VolumeRecord, host: HostId, epoch: Epoch) -> Result<(), 
     owned_by(record, host)
 }
 
-/// Publishes a checkpoint that is durable in the site's store, fenced by the epoch of the owner that
-/// made it. The site stays `independent` only if it was, and if the caller knows that everything this
-/// checkpoint names beyond the one before is in the site's own store (`complete`).
+/// Publishes a checkpoint that is durable in the site's store, fenced by the epoch of the owner
+/// that made it. The site stays `independent` only if it was, and if the caller knows that
+/// everything this checkpoint names beyond the one before is in the site's own store (`complete`).
 ///
 /// # Errors
 /// [`Refusal::Superseded`], [`Refusal::NotOwner`], [`Refusal::OldCheckpoint`].
