@@ -152,6 +152,8 @@ impl Host {
             .arg("--dir")
             .arg(&self.dir)
             .args(&self.serve_arguments)
+            // For whoever looks for the cause of a failure; the log's end is printed with it.
+            .args(std::env::var("PANNIER_E2E_LOG").iter().flat_map(|level| ["--log-level", level]))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -52,7 +52,9 @@ impl Gate {
     /// Admits a write without taking a handle, which spares the fast path a second counter.
     #[inline]
     pub(crate) fn enter_inline(&self) -> Option<InlinePass<'_>> {
-        self.admit().then_some(InlinePass(self))
+        // Not `then_some`: it would make the pass in any case, and dropping it counts a write that
+        // was never admitted.
+        self.admit().then(|| InlinePass(self))
     }
 
     #[inline]
@@ -66,7 +68,9 @@ impl Gate {
 
     #[inline]
     fn leave(&self) {
-        if self.state.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let before = self.state.fetch_sub(1, Ordering::AcqRel);
+        assert!(before & !OPEN > 0, "more writes have left the gate than were admitted");
+        if before == 1 {
             self.emptied.notify_waiters();
         }
     }
@@ -491,5 +495,35 @@ impl BlockDevice for Connection {
             self.get_ahead(volume, offset, length);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Gate;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_shut_gate_refuses_every_time() {
+        let gate = Arc::new(Gate::default());
+        for _try in 0..3 {
+            assert!(gate.enter_inline().is_none(), "inline");
+            assert!(gate.enter().is_none(), "with a handle");
+            assert!(!gate.is_open(), "a refusal leaves the gate shut");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_withdrawal_waits_for_what_was_admitted() {
+        let gate = Arc::new(Gate::default());
+        gate.open();
+        let (pass, inline) = (gate.enter(), gate.enter_inline());
+        assert!(pass.is_some() && inline.is_some(), "an open gate admits");
+        gate.shut();
+        assert!(futures::poll!(std::pin::pin!(gate.idle())).is_pending(), "two are under way");
+        drop(inline);
+        assert!(futures::poll!(std::pin::pin!(gate.idle())).is_pending(), "one is under way");
+        drop(pass);
+        gate.idle().await;
     }
 }

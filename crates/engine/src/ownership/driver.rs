@@ -248,6 +248,7 @@ impl Driver {
 
     fn handle(&mut self, event: Event) {
         let now = self.now();
+        tracing::trace!(volume = %self.tools.volume, ?event, "ownership event");
         self.machine.handle(now, event);
         while let Some(effect) = self.machine.poll_effect() {
             self.execute(effect);
@@ -353,6 +354,7 @@ impl Driver {
 
     /// Executes an effect; see [`super::effects`].
     fn execute(&mut self, effect: Effect) {
+        tracing::trace!(volume = %self.tools.volume, ?effect, "ownership effect");
         super::effects::execute(self, effect);
     }
 }
