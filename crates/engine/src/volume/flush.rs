@@ -6,7 +6,8 @@
 //! (`rescue`).
 
 use super::Volume;
-use super::journal::{Change, Closed, Journal, Mode, Open, Prepared, SealSource};
+use super::append::Change;
+use super::journal::{Closed, Journal, Mode, Open, Prepared, SealSource};
 use super::seal::Job;
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};

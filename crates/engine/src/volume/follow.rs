@@ -1,7 +1,8 @@
 //! The log for followers: what the owner hands out, and how a follower takes it in.
 
 use super::Volume;
-use super::journal::{Journal, LogSegment, Mode, map_error, note_session};
+use super::append::map_error;
+use super::journal::{Journal, LogSegment, Mode, note_session};
 use super::log::{LogBatch, Position};
 use super::segment::{Sealed, Segment, blocking};
 use crate::error::{Error, ErrorKind, Result};

@@ -3,10 +3,12 @@
 //! While it appends (between [`Volume::begin_append`] and [`Volume::stop_append`]) it serves
 //! guests; otherwise it is a follower that applies another host's log, or stands still.
 //!
-//! The rooms: `journal` appends under one mutex, `flush` makes durable, `seal` hashes and seals
-//! what is full, `read` and `write` are the guest's path, `recover` opens, `follow` is the log for
-//! followers, `data` the pages for peers, `segment` one segment's file and facts.
+//! The rooms: `journal` is the state under one mutex, `append` what happens under it, `roll` goes
+//! from segment to segment, `flush` makes durable, `seal` hashes and seals what is full, `read` and
+//! `write` are the guest's path, `recover` opens, `follow` is the log for followers, `data` the
+//! pages for peers, `segment` one segment's file and facts.
 
+mod append;
 mod counters;
 mod data;
 mod flush;
@@ -15,6 +17,7 @@ pub(crate) mod journal;
 pub mod log;
 mod read;
 mod recover;
+mod roll;
 pub(crate) mod seal;
 pub(crate) mod segment;
 mod state;

@@ -1,12 +1,11 @@
 //! The map with the segments that it names.
 
-use super::journal::target_of;
 use super::log::Position;
 use super::segment::Segment;
 use pannier_core::format::segment::EntryKind;
 use pannier_core::ids::SegmentName;
-use pannier_core::map::{Map, MapError, SegmentIndex};
-use pannier_core::units::BLOCK_BYTES;
+use pannier_core::map::{Map, MapError, SegmentIndex, Target};
+use pannier_core::units::{BLOCK_BYTES, BlockIndex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -74,5 +73,17 @@ impl MapState {
             Some((first_block, count, target)) => self.map.assign(first_block, count, target),
             None => Ok(()),
         }
+    }
+}
+
+/// What an entry makes of the blocks it names, as the map says it.
+fn target_of(index: SegmentIndex, kind: &EntryKind) -> Option<(BlockIndex, u32, Target)> {
+    match *kind {
+        EntryKind::Data { first_block, count, page, .. } => {
+            Some((first_block, count, Target::Data(index, page)))
+        }
+        EntryKind::Zero { first_block, count } => Some((first_block, count, Target::Zero)),
+        EntryKind::Discard { first_block, count } => Some((first_block, count, Target::Hole)),
+        EntryKind::Resize { .. } | EntryKind::SessionMark { .. } => None,
     }
 }

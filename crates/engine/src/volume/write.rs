@@ -5,7 +5,8 @@
 //! is let go, the block is read in the slow way, and all is tried again.
 
 use super::Volume;
-use super::journal::{Change, Journal, Tried, Wait, is_aligned};
+use super::append::{Change, Tried, Wait, is_aligned};
+use super::journal::Journal;
 use super::log::Operation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
