@@ -22,7 +22,7 @@ use pannier_core::format::checkpoint::{
 use pannier_core::ids::{
     Epoch, HashKey, Incarnation, ObjectHash, SegmentId, SegmentName, Sequence, VolumeId,
 };
-use pannier_core::map::Snapshot;
+use pannier_core::map::{MapPageIndex, Snapshot};
 use pannier_core::record::PublishedCheckpoint;
 use pannier_core::volume::Position;
 use std::collections::{BTreeMap, BTreeSet};
@@ -203,6 +203,14 @@ struct Taken {
     epoch: Epoch,
     incarnation: Incarnation,
     kept: Option<Sequence>,
+    /// [`Journal::rescues`](crate::volume::journal::Journal) then.
+    rescues: u64,
+}
+
+impl Taken {
+    fn pages(&self) -> Vec<MapPageIndex> {
+        self.snapshot.pages.iter().map(|(index, _)| *index).collect()
+    }
 }
 
 impl Volume {
@@ -253,18 +261,11 @@ impl Volume {
     /// Writes a checkpoint locally.
     pub(crate) async fn checkpoint_local(&self) -> Result<ObjectHash> {
         let mut checkpointer = self.checkpointer.lock().await;
-        let taken = self.take();
-        let sealed = async {
-            self.flush_log().await?;
-            self.wait_sealed_through(taken.position.sequence()).await
-        };
-        let pages: Vec<_> = taken.snapshot.pages.iter().map(|(index, _)| *index).collect();
+        let taken = self.take_durable().await?;
+        let pages = taken.pages();
         let kept = taken.kept;
         let (dead, position) = (taken.dead.clone(), taken.position);
-        let written = match sealed.await {
-            Ok(()) => self.write_taken(&mut checkpointer, taken).await,
-            Err(error) => Err(error),
-        };
+        let written = self.write_taken(&mut checkpointer, taken).await;
         match written {
             Ok(hash) => {
                 self.map.write().base = position;
@@ -275,11 +276,36 @@ impl Volume {
                 Ok(hash)
             }
             Err(error) => {
-                let mut state = self.map.write();
-                pages.into_iter().for_each(|page| state.map.mark_dirty(page));
+                self.take_back(pages);
                 Err(error)
             }
         }
+    }
+
+    /// Takes what a checkpoint is made from, and makes it durable and sealed. When an fdatasync
+    /// fails on the way, entries go to other segments than those that were taken: a map that names
+    /// the former ones would name bytes that no disk has, so everything is taken anew.
+    async fn take_durable(&self) -> Result<Taken> {
+        loop {
+            let taken = self.take();
+            let sealed = async {
+                self.flush_log().await?;
+                self.wait_sealed_through(taken.position.sequence()).await
+            };
+            let sealed = sealed.await;
+            let holds = self.journal.lock().rescues == taken.rescues;
+            if sealed.is_ok() && holds {
+                return Ok(taken);
+            }
+            self.take_back(taken.pages());
+            sealed?;
+        }
+    }
+
+    /// The next checkpoint writes pages that were taken for one that did not come about.
+    fn take_back(&self, pages: Vec<MapPageIndex>) {
+        let mut state = self.map.write();
+        pages.into_iter().for_each(|page| state.map.mark_dirty(page));
     }
 
     /// Closes the open segment and takes what the log has made of the map.
@@ -308,6 +334,7 @@ impl Volume {
             epoch: journal.epoch,
             incarnation: journal.incarnation,
             kept: journal.kept_for_follower(),
+            rescues: journal.rescues,
         }
     }
 

@@ -19,6 +19,10 @@ pub const HOST_UNSYNCED_BYTES_MAX: u64 = 256 << 20;
 /// recovery reads in about a second.
 pub const UNSEALED_SEGMENTS_MAX: usize = 64;
 
+/// Files that are taken one after the other when the disk fails to sync what is written to them,
+/// before the volume gives up: a medium that loses sectors has others, one that is gone has none.
+pub const FAILED_FILES_MAX: usize = 3;
+
 /// Data pages of one log entry: 1 MiB, so that recovery checks an entry in one read.
 pub const ENTRY_PAGES_MAX: u32 = 256;
 

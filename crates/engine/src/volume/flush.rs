@@ -2,21 +2,16 @@
 //!
 //! A sync first closes the open group, so that no descriptor that it counts on is written again,
 //! and then syncs the segments in the order of the log. A failed fdatasync is never repeated: the
-//! entries that it should have covered are copied, checked by their CRC, into new segments
-//! (`rescue`).
+//! entries that it should have covered are copied into new segments (`rescue`).
 
 use super::Volume;
-use super::append::Change;
-use super::journal::{Closed, Journal, Mode, Open, Prepared, SealSource};
+use super::journal::{Closed, Journal, Mode, Open, SealSource};
 use super::seal::Job;
-use super::segment::Segment;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::limits;
 use crate::pool::PoolFile;
-use pannier_core::format::segment::{Entry, EntryKind};
 use pannier_core::ids::SegmentName;
 use parking_lot::MutexGuard;
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -157,7 +152,7 @@ impl Volume {
         self.count_synced(journal, covers.bytes);
     }
 
-    fn count_synced(&self, journal: &mut MutexGuard<'_, Journal>, bytes: u64) {
+    pub(crate) fn count_synced(&self, journal: &mut MutexGuard<'_, Journal>, bytes: u64) {
         journal.unsynced_bytes -= bytes;
         self.context.unsynced.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -211,228 +206,4 @@ impl Volume {
             news.await;
         }
     }
-}
-
-/// Entries that a failed fdatasync should have covered, with the file that has their data.
-struct Stranded {
-    segment: Arc<Segment>,
-    file: Arc<PoolFile>,
-    entries: Vec<Entry>,
-    durable: u32,
-}
-
-/// Rescue after a failed fdatasync.
-impl Volume {
-    /// Copies what is not known durable into new segments and syncs them. Acknowledging stops
-    /// meanwhile, since the caller holds the lock.
-    ///
-    /// # Errors
-    /// When the copies cannot be made durable either: the volume has failed.
-    fn rescue(&self, journal: &mut MutexGuard<'_, Journal>, cause: Error) -> Result<()> {
-        tracing::warn!(volume = %self.id, %cause, "unsynced entries are copied to another file");
-        let lost = |error: Error| {
-            let text = format!("{}; the rescue failed too: {}", cause.context(), error.context());
-            Error::new(error.kind(), text).with_source(error)
-        };
-        let stranded = stranded(journal);
-        let Some(first) = stranded.first() else { return Ok(()) };
-        let was_stopped = matches!(journal.mode, Mode::Stopped);
-        if first.durable > 0 {
-            // The durable prefix stays where it is; it is sealed by what recovery reads of it.
-            journal.end = pannier_core::volume::Position {
-                segment: Some(first.segment.name),
-                entries: first.durable,
-                chain_crc: first.entries[first.durable as usize - 1].chain_crc,
-            };
-        } else {
-            let link = journal.log.range(..first.segment.name.sequence).next_back();
-            journal.end = link.map_or_else(
-                || self.map.read().base,
-                |(_, known)| pannier_core::volume::Position {
-                    segment: Some(known.segment.name),
-                    entries: known.entries,
-                    chain_crc: known.chain_crc,
-                },
-            );
-        }
-        for known in &stranded {
-            journal.log.remove(&known.segment.name.sequence);
-        }
-        journal.unsealed -= journal.closed.len();
-        journal.closed.clear();
-        journal.open = None;
-        // What was prepared names one of them as its predecessor.
-        if let Some(unused) = journal.next.take() {
-            self.give_back(&unused.file);
-        }
-        let prefix = match first.durable {
-            0 => None,
-            _ => Some(self.keep_prefix(journal, first).map_err(lost)?),
-        };
-        journal.mode = Mode::Appending;
-        for known in &stranded {
-            self.append_again(journal, known).map_err(lost)?;
-        }
-        self.show_copies(journal).map_err(lost)?;
-        for known in &stranded {
-            if known.durable == 0 {
-                self.set_aside(&known.file.path())?;
-            }
-        }
-        if was_stopped {
-            self.close_open(journal);
-            journal.mode = Mode::Stopped;
-        }
-        self.after_rescue(journal, prefix);
-        Ok(())
-    }
-
-    /// Syncs the copies, and only then gives them their names: recovery finds all of them or, under
-    /// the old names, what they were copied from.
-    fn show_copies(&self, journal: &MutexGuard<'_, Journal>) -> Result<()> {
-        let closed = journal.closed.iter().map(|closed| (&closed.segment, &closed.file));
-        let open = journal.open.as_ref().map(|open| (&open.segment, &open.file));
-        let copies: Vec<_> = closed.chain(open).collect();
-        for (_, file) in &copies {
-            file.sync().map_err(|e| Error::io("fdatasync of the copy", e))?;
-        }
-        // The last first: recovery follows the chain only from the first.
-        for (segment, file) in copies.iter().rev() {
-            file.rename(&self.context.disk, &self.segment_path(segment.name))?;
-        }
-        self.context.disk.sync_dir(&self.dir.join("segments"))
-    }
-
-    fn after_rescue(&self, journal: &mut MutexGuard<'_, Journal>, prefix: Option<Arc<Closed>>) {
-        let tick = journal.tick;
-        for closed in prefix.into_iter().chain(std::mem::take(&mut journal.closed)) {
-            self.context.sealer.send(Job::Seal { volume: self.this.clone(), closed });
-        }
-        if let Some(open) = &mut journal.open {
-            let entries = open.writer.begin_flush();
-            open.writer.flush_covers(entries);
-        }
-        self.synced_tick.store(tick, Ordering::Release);
-        let bytes = journal.unsynced_bytes;
-        self.count_synced(journal, bytes);
-        tracing::warn!(volume = %self.id, "all unsynced entries are durable in another file");
-    }
-
-    /// The durable prefix of a segment whose fdatasync failed becomes a segment of its own right.
-    /// It is sealed only when what lies behind it is copied: the seal's index takes its place.
-    fn keep_prefix(
-        &self,
-        journal: &mut MutexGuard<'_, Journal>,
-        from: &Stranded,
-    ) -> Result<Arc<Closed>> {
-        let found = super::segment::read_segment(&from.file, &self.context.key)?;
-        let pannier_core::format::segment::Recovered::Open(mut open) = found else {
-            return Err(Error::new(ErrorKind::Internal, "an unsealed segment reads as sealed"));
-        };
-        open.cut(from.durable);
-        let closed = Closed {
-            segment: Arc::clone(&from.segment),
-            file: Arc::clone(&from.file),
-            source: parking_lot::Mutex::new(SealSource::Recovered(Box::new(open))),
-        };
-        *from.segment.hashed.lock() = super::segment::Hashed::default();
-        let known = super::journal::LogSegment {
-            segment: Arc::clone(&from.segment),
-            entries: journal.end.entries,
-            chain_crc: journal.end.chain_crc,
-        };
-        journal.log.insert(from.segment.name.sequence, known);
-        journal.unsealed += 1;
-        Ok(Arc::new(closed))
-    }
-
-    /// Appends stranded entries to segments of new names, blocking.
-    fn append_again(&self, journal: &mut MutexGuard<'_, Journal>, from: &Stranded) -> Result<()> {
-        let mut rest = &from.entries[from.durable as usize..];
-        while !rest.is_empty() {
-            let joined = rest.iter().position(|entry| !entry.joined).unwrap_or(rest.len() - 1) + 1;
-            let (request, behind) = rest.split_at(joined);
-            rest = behind;
-            let mut changes = Vec::new();
-            let mut mark = None;
-            for entry in request {
-                match entry.kind {
-                    EntryKind::Data { first_block, count, page, .. } => {
-                        let mut data = vec![0; count as usize * 4096];
-                        from.file
-                            .read_at(&mut data, page.byte_offset())
-                            .map_err(|e| Error::io("read unsynced data back", e))?;
-                        if !entry.data_matches(&data) {
-                            let text = "unsynced data is not what was written any more";
-                            return Err(Error::new(ErrorKind::Corrupt, text));
-                        }
-                        changes.push(Change::Data { first_block, data: Cow::Owned(data) });
-                    }
-                    EntryKind::Zero { first_block, count } => {
-                        changes.push(Change::Zero { first_block, count });
-                    }
-                    EntryKind::Discard { first_block, count } => {
-                        changes.push(Change::Discard { first_block, count });
-                    }
-                    EntryKind::Resize { size_bytes } => changes.push(Change::Resize { size_bytes }),
-                    EntryKind::SessionMark { session, request } => mark = Some((session, request)),
-                }
-            }
-            let pages = changes.iter().map(Change::pages).sum();
-            let entries = request.len() as u32;
-            let fits =
-                journal.open.as_ref().is_some_and(|open| open.writer.has_room(entries, pages));
-            if !fits {
-                journal.next = Some(self.prepare_now(journal)?);
-                self.roll(journal);
-            }
-            self.append_in_place(journal, &changes, mark)?;
-        }
-        Ok(())
-    }
-
-    /// Prepares a segment on this thread, for the rescue.
-    fn prepare_now(&self, journal: &mut MutexGuard<'_, Journal>) -> Result<Prepared> {
-        if let Some(unused) = journal.next.take() {
-            self.give_back(&unused.file);
-        }
-        self.close_open(journal);
-        let header = self.next_header(journal);
-        let mut path = self.segment_path(header.name).into_os_string();
-        path.push(".rescue");
-        self.prepare(&header, path.as_ref())
-    }
-}
-
-/// Everything not known durable, in order.
-fn stranded(journal: &MutexGuard<'_, Journal>) -> Vec<Stranded> {
-    let of = |segment: &Arc<Segment>, file: &Arc<PoolFile>, entries: &[Entry], durable| Stranded {
-        segment: Arc::clone(segment),
-        file: Arc::clone(file),
-        entries: entries.to_vec(),
-        durable,
-    };
-    let mut all = Vec::new();
-    for closed in &journal.closed {
-        match &*closed.source.lock() {
-            SealSource::Writer(writer) => all.push(of(
-                &closed.segment,
-                &closed.file,
-                writer.entries_from(0),
-                writer.durable(),
-            )),
-            SealSource::Recovered(open) => all.push(of(
-                &closed.segment,
-                &closed.file,
-                open.entries(),
-                open.durable().min(open.entries().len() as u32),
-            )),
-            SealSource::Taken => {}
-        }
-    }
-    if let Some(open) = &journal.open {
-        let writer = &open.writer;
-        all.push(of(&open.segment, &open.file, writer.entries_from(0), writer.durable()));
-    }
-    all
 }

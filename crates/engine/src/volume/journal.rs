@@ -58,6 +58,9 @@ pub(crate) struct Journal {
     /// Whether a sync runs, and through which tick somebody waits.
     pub(crate) syncing: bool,
     pub(crate) sync_wanted: u64,
+    /// How often a failed fdatasync has moved entries to other segments: what was taken of log and
+    /// map before, and was not durable then, names segments that the log no longer has.
+    pub(crate) rescues: u64,
     /// What forwarding sessions have applied.
     pub(crate) sessions: SessionTable,
     /// The follower that asked last.
@@ -91,6 +94,9 @@ pub(crate) struct Closed {
     pub(crate) segment: Arc<Segment>,
     pub(crate) file: Arc<PoolFile>,
     pub(crate) source: parking_lot::Mutex<SealSource>,
+    /// Whether an fdatasync of the file has failed: it is not synced again, so the seal goes into a
+    /// copy.
+    pub(crate) failed: bool,
 }
 
 /// What a closed segment is sealed from.
@@ -122,6 +128,7 @@ impl Journal {
             unsynced_bytes: 0,
             syncing: false,
             sync_wanted: 0,
+            rescues: 0,
             sessions,
             followed: None,
         }

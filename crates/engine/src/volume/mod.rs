@@ -4,9 +4,10 @@
 //! guests; otherwise it is a follower that applies another host's log, or stands still.
 //!
 //! The rooms: `journal` is the state under one mutex, `append` what happens under it, `roll` goes
-//! from segment to segment, `flush` makes durable, `seal` hashes and seals what is full, `read` and
-//! `write` are the guest's path, `recover` opens, `follow` is the log for followers, `data` the
-//! pages for peers, `segment` one segment's file and facts.
+//! from segment to segment, `flush` makes durable, `rescue` is what a failed sync leads to, `seal`
+//! hashes and seals what is full, `read` and `write` are the guest's path, `recover` opens,
+//! `follow` is the log for followers, `data` the pages for peers, `segment` one segment's file and
+//! facts.
 
 mod append;
 mod counters;
@@ -17,6 +18,7 @@ pub(crate) mod journal;
 pub mod log;
 mod read;
 mod recover;
+mod rescue;
 mod roll;
 pub(crate) mod seal;
 pub(crate) mod segment;
@@ -145,20 +147,25 @@ impl Volume {
     /// # Errors
     /// As [`Volume::stop_append`].
     pub async fn seal_open(&self) -> Result<Position> {
-        let position = {
-            let mut journal = self.journal.lock();
-            if journal.next.is_some() {
-                if journal.open.as_ref().is_some_and(|open| open.writer.entries() > 0) {
-                    self.roll(&mut journal);
+        loop {
+            let (position, rescues) = {
+                let mut journal = self.journal.lock();
+                if journal.next.is_some() {
+                    if journal.open.as_ref().is_some_and(|open| open.writer.entries() > 0) {
+                        self.roll(&mut journal);
+                    }
+                } else {
+                    self.close_open(&mut journal);
                 }
-            } else {
-                self.close_open(&mut journal);
+                (journal.end, journal.rescues)
+            };
+            self.flush_log().await?;
+            self.wait_sealed_through(position.sequence()).await?;
+            // Else its last entries stand behind another position now.
+            if self.journal.lock().rescues == rescues {
+                return Ok(position);
             }
-            journal.end
-        };
-        self.flush_log().await?;
-        self.wait_sealed_through(position.sequence()).await?;
-        Ok(position)
+        }
     }
 
     /// Seals what a quiet volume has open, and gives the files that it does not need back. The next

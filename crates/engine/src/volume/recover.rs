@@ -484,7 +484,7 @@ impl Volume {
                 // Acknowledged, and not known durable: the next flush covers them.
                 journal.tick += open.entries().len().max(1) as u64;
                 let source = Mutex::new(SealSource::Recovered(open));
-                journal.closed.push_back(Arc::new(Closed { segment, file, source }));
+                journal.closed.push_back(Arc::new(Closed { segment, file, source, failed: false }));
                 journal.unsealed += 1;
             }
         }

@@ -5,6 +5,7 @@ use super::Volume;
 use super::journal::{Closed, Journal, LogSegment, Open, Prepared, SealSource};
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
 use crate::pool::PoolFile;
 use pannier_core::format::segment::{Header, PAGE_BYTES, SEAL_PAGE, SegmentWriter};
 use pannier_core::ids::SegmentName;
@@ -40,7 +41,7 @@ impl Volume {
         let segment = Arc::clone(&open.segment);
         journal.log.insert(segment.name.sequence, LogSegment { segment, entries, chain_crc });
         let source = parking_lot::Mutex::new(SealSource::Writer(Box::new(open.writer)));
-        let closed = Closed { segment: open.segment, file: open.file, source };
+        let closed = Closed { segment: open.segment, file: open.file, source, failed: false };
         journal.closed.push_back(Arc::new(closed));
         journal.unsealed += 1;
         self.start_sync(journal);
@@ -63,7 +64,10 @@ impl Volume {
                 Ok(prepared) => this.give_back(&prepared.file),
                 Err(error) => {
                     tracing::warn!(volume = %this.id, %error, "no segment file can be prepared");
-                    journal.last_sequence.0 -= 1;
+                    // A rescue may have taken a name behind it meanwhile.
+                    if journal.last_sequence == header.name.sequence {
+                        journal.last_sequence.0 -= 1;
+                    }
                     journal.prepare_error = Some(error);
                 }
             }
@@ -91,13 +95,18 @@ impl Volume {
 
     /// A file with a synced header and no seal, at `path`.
     pub(crate) fn prepare(&self, header: &Header, path: &Path) -> Result<Prepared> {
-        match self.try_prepare(header, path) {
-            Err(error) if error.kind() != ErrorKind::NoSpace => {
-                tracing::warn!(volume = %self.id, %error, "another segment file is taken");
-                self.context.disk.remove(path)?;
-                self.try_prepare(header, path)
+        let mut files = 1;
+        loop {
+            match self.try_prepare(header, path) {
+                Err(error)
+                    if error.kind() != ErrorKind::NoSpace && files < limits::FAILED_FILES_MAX =>
+                {
+                    tracing::warn!(volume = %self.id, %error, "another segment file is taken");
+                    self.context.disk.remove(path)?;
+                    files += 1;
+                }
+                other => return other,
             }
-            other => other,
         }
     }
 

@@ -6,12 +6,14 @@
 
 use super::Volume;
 use super::journal::{Closed, SealSource};
-use super::segment::{Hashed, Sealed, Segment};
+use super::segment::{Hashed, Sealed, Segment, read_segment};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
 use crate::pool::PoolFile;
 use crate::worker::lower_priority;
-use pannier_core::format::segment::{Entry, EntryKind, PAGE_BYTES, SEAL_PAGE};
+use pannier_core::format::segment::{Entry, EntryKind, PAGE_BYTES, Recovered, SEAL_PAGE, Sealing};
 use pannier_core::ids::{BlockHash, HashKey};
+use std::io;
 use std::sync::{Arc, Weak, mpsc};
 
 /// Work for the sealer.
@@ -121,23 +123,83 @@ fn seal(volume: &Volume, closed: &Closed, key: &HashKey) -> Result<Sealed> {
         SealSource::Recovered(open) => open.seal(table, key),
         SealSource::Taken => return Err(Error::new(ErrorKind::Internal, "sealed twice")),
     };
-    let file = &closed.file;
-    let write = || {
-        file.write_at(sealing.bytes(), sealing.page().byte_offset())?;
-        file.write_at(&sealing.record()[..], SEAL_PAGE.byte_offset())?;
-        file.sync()
+    let path = || closed.file.path().display().to_string();
+    let written = if closed.failed {
+        Err(Error::new(ErrorKind::Unavailable, "its last fdatasync failed"))
+    } else {
+        write_seal(&closed.file, &sealing).map_err(|e| Error::io("fdatasync of the seal", e))
     };
-    // The groups are durable already. A failed fdatasync has marked its pages clean, so they are
-    // written again before another one says whether they are durable.
-    let written = write().or_else(|error| {
-        tracing::warn!(file = %file.path().display(), %error, "a seal is written again");
-        write()
-    });
-    written.map_err(|e| Error::io(format!("seal {}", file.path().display()), e))?;
+    if let Err(error) = written {
+        tracing::warn!(file = %path(), %error, "the segment is sealed as a copy");
+        seal_copy(volume, closed, &entries, &sealing)
+            .map_err(|e| Error::new(e.kind(), format!("seal {}: {e}", path())).with_source(e))?;
+    }
     let sealed = Sealed { hash: sealing.hash(), entries: entries.len() as u32 };
     let meta = Arc::new(sealing.into_meta());
     volume.metas.lock().put(closed.segment.name, meta);
     Ok(sealed)
+}
+
+fn write_seal(file: &PoolFile, sealing: &Sealing) -> io::Result<()> {
+    file.write_at(sealing.bytes(), sealing.page().byte_offset())?;
+    file.write_at(&sealing.record()[..], SEAL_PAGE.byte_offset())?;
+    file.sync()
+}
+
+/// Seals a segment in another file, which takes the place of its own: an fdatasync of that one has
+/// failed and is not repeated.
+fn seal_copy(volume: &Volume, closed: &Closed, entries: &[Entry], sealing: &Sealing) -> Result<()> {
+    let mut files = 1;
+    loop {
+        let error = match try_seal_copy(volume, closed, entries, sealing) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        volume.context.disk.remove(&volume.copy_path(closed.segment.name))?;
+        if files == limits::FAILED_FILES_MAX {
+            return Err(error);
+        }
+        tracing::warn!(segment = %closed.segment.name, %error, "another file is taken");
+        files += 1;
+    }
+}
+
+fn try_seal_copy(
+    volume: &Volume,
+    closed: &Closed,
+    entries: &[Entry],
+    sealing: &Sealing,
+) -> Result<()> {
+    let name = closed.segment.name;
+    let copy = volume.context.pool.take(&volume.copy_path(name))?;
+    let what = || format!("copy {} to {}", closed.file.path().display(), copy.path().display());
+    let mut buffer = vec![0; limits::ENTRY_PAGES_MAX as usize * PAGE_BYTES];
+    let (mut at, end) = (0, sealing.page().byte_offset());
+    while at < end {
+        let part = &mut buffer[..(end - at).min(limits::ENTRY_PAGES_MAX as u64 * 4096) as usize];
+        let copied = closed.file.read_at(part, at).and_then(|()| copy.write_at(part, at));
+        copied.map_err(|e| Error::io(what(), e))?;
+        at += part.len() as u64;
+    }
+    write_seal(&copy, sealing).map_err(|e| Error::io(what(), e))?;
+    let damaged = || Error::new(ErrorKind::Corrupt, format!("{}: not what was sealed", what()));
+    match read_segment(&copy, &volume.context.key)? {
+        Recovered::Sealed(found)
+            if found.repair.is_none() && found.meta.hash() == sealing.hash() => {}
+        Recovered::Sealed(_) | Recovered::Open(_) => return Err(damaged()),
+    }
+    for entry in entries {
+        let EntryKind::Data { page, count, .. } = entry.kind else { continue };
+        buffer.resize(count as usize * PAGE_BYTES, 0);
+        copy.read_at(&mut buffer, page.byte_offset()).map_err(|e| Error::io(what(), e))?;
+        if !entry.data_matches(&buffer) {
+            return Err(damaged());
+        }
+    }
+    copy.rename(&volume.context.disk, &volume.segment_path(name))?;
+    volume.context.disk.sync_dir(&volume.dir.join("segments"))?;
+    closed.segment.set_file(Some(Arc::new(copy)));
+    Ok(())
 }
 
 impl Volume {

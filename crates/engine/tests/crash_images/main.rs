@@ -23,7 +23,7 @@ use pannier_engine::port::Objects;
 use pannier_engine::volume::Volume;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use recorder::{Event, Recorder};
+use recorder::{Event, Failing, Purpose, Recorder};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -107,13 +107,13 @@ async fn kill(volume: Arc<Volume>, context: Arc<HostContext>) {
 }
 
 /// What else happens while a script is played.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Trouble {
     None,
-    /// The `nth` fdatasync from the operation with this number on fails.
-    FailedSync {
+    /// Of the fdatasyncs from the operation with this number on, these fail.
+    FailedSyncs {
         at: usize,
-        nth: usize,
+        failing: Failing,
     },
     /// Another volume has filled the pool's files before.
     UsedFiles,
@@ -144,10 +144,10 @@ async fn record(live: &Path, script: &[Op], trouble: Trouble) -> Vec<Event> {
     let mut incarnation = 1;
     let mut volume = start(&context, incarnation).await.unwrap();
     for (number, op) in script.iter().enumerate() {
-        if let Trouble::FailedSync { at, nth } = trouble
-            && at == number
+        if let Trouble::FailedSyncs { at, failing } = &trouble
+            && *at == number
         {
-            recorder.fail_sync_in(nth);
+            recorder.fail(failing);
         }
         recorder.begun(number);
         if *op == Op::Restart {
@@ -156,11 +156,15 @@ async fn record(live: &Path, script: &[Op], trouble: Trouble) -> Vec<Event> {
             context = host(live, disk()).unwrap();
             volume = start(&context, incarnation).await.unwrap();
         }
-        // A guest that is told of a failure tries once more.
-        if let Err(error) = guest::execute(&volume, number, op).await {
-            let failed = matches!(trouble, Trouble::FailedSync { .. });
-            assert!(failed, "{op:?}: {error}");
-            guest::execute(&volume, number, op).await.unwrap();
+        // A checkpoint that cannot be written is tried again; nothing else may tell of a failure,
+        // since another file always takes what the first one does not.
+        let mut retries = match &trouble {
+            Trouble::FailedSyncs { failing, .. } if *op == Op::Checkpoint => failing.nth.len(),
+            _ => 0,
+        };
+        while let Err(error) = guest::execute(&volume, number, op).await {
+            assert!(retries > 0, "{op:?}: {error}");
+            retries -= 1;
         }
         recorder.acknowledged(number);
     }
@@ -194,7 +198,11 @@ fn is_expected(script: &[Op], states: &[Expect], found: &Expect, from: usize, to
         || (from..to).any(|number| states[number].steps(number, &script[number]).contains(found))
 }
 
-/// Replays the history and, at points drawn with `chance`, opens what a crash could have left.
+/// Events behind a failed sync at half of which a crash is tried.
+const EVENTS_BEHIND_A_FAILURE: usize = 8;
+
+/// Replays the history and, at points drawn with `chance` and right behind a failed sync, opens
+/// what a crash could have left.
 /// Returns the number of images, or what was wrong with one.
 async fn check_images(
     mut disk: Image,
@@ -208,8 +216,13 @@ async fn check_images(
     let (mut begun, mut acknowledged, mut durable) = (0, 0, 0);
     let mut created = false;
     let mut images = 0;
+    let mut soon = 0;
     for (number, event) in events.iter().enumerate() {
         disk.step(event);
+        soon = match event {
+            Event::SyncFailed { .. } => EVENTS_BEHIND_A_FAILURE,
+            _ => soon.saturating_sub(1),
+        };
         match event {
             Event::Begun(op) => (begun, created) = (op + 1, true),
             Event::Acknowledged(op) => {
@@ -220,7 +233,7 @@ async fn check_images(
             }
             _ => {}
         }
-        if !created || !rng.random_bool(chance) {
+        if !created || !rng.random_bool(if soon > 0 { chance.max(0.5) } else { chance }) {
             continue;
         }
         let percent = [0, 20, 50, 80, 100][rng.random_range(0..5)];
@@ -300,7 +313,8 @@ async fn a_failed_fdatasync_loses_nothing_that_is_acknowledged() {
     for seed in seeds(100, 3) {
         let mut rng = StdRng::seed_from_u64(seed);
         let script = guest::script(&mut rng, 60);
-        let trouble = Trouble::FailedSync { at: rng.random_range(5..50), nth: 1 };
+        let failing = Failing { purpose: None, nth: vec![1] };
+        let trouble = Trouble::FailedSyncs { at: rng.random_range(5..50), failing };
         let live = tempfile::tempdir().unwrap();
         let events = record(live.path(), &script, trouble).await;
         assert!(events.iter().any(|event| matches!(event, Event::SyncFailed { .. })));
@@ -310,12 +324,11 @@ async fn a_failed_fdatasync_loses_nothing_that_is_acknowledged() {
     }
 }
 
-/// Each sync of a short history fails once: of the open segment, of one that was just closed, of
-/// one that was recovered, of a header, of a seal.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_sync_may_fail() {
+/// A short history with every kind of sync: of headers, of the open segment, of one that was just
+/// closed, of one that was recovered, of seals, of checkpoints.
+fn short_history() -> Vec<Op> {
     let write = |block: usize| Op::Write { offset: block * 4096, length: 4096, fua: false };
-    let script = [
+    let mut script = vec![
         write(1),
         Op::Flush,
         write(2),
@@ -328,16 +341,76 @@ async fn any_sync_may_fail() {
         Op::Flush,
         write(5),
         Op::Flush,
+        write(6),
+        Op::Checkpoint,
+        write(7),
         Op::Restart,
     ];
-    for nth in 1..24 {
-        let mut rng = StdRng::seed_from_u64(nth);
-        let live = tempfile::tempdir().unwrap();
-        let trouble = Trouble::FailedSync { at: 0, nth: nth as usize };
-        let events = record(live.path(), &script, trouble).await;
-        let disk = Image::default();
-        let images = check_images(disk, live.path(), &script, &events, &mut rng, 0.05).await;
-        images.unwrap_or_else(|error| panic!("sync {nth}: {error}"));
+    // More than a segment, so that a restart finds two which are not durable.
+    let long = |block: usize| Op::Write { offset: block * 4096, length: 4 * 4096, fua: false };
+    script.extend((8..64).step_by(4).map(long));
+    script.extend([Op::Restart, Op::Flush, write(1), write(64), Op::Checkpoint, write(65)]);
+    script
+}
+
+/// Plays the short history with failing syncs, and checks what crashes leave. Returns how many
+/// syncs have failed.
+async fn check_failing(failing: Failing) -> usize {
+    let script = short_history();
+    let mut rng = StdRng::seed_from_u64(failing.nth.iter().sum::<usize>() as u64);
+    let live = tempfile::tempdir().unwrap();
+    let trouble = Trouble::FailedSyncs { at: 0, failing: failing.clone() };
+    let events = record(live.path(), &script, trouble).await;
+    let failed = events.iter().filter(|event| matches!(event, Event::SyncFailed { .. })).count();
+    let disk = Image::default();
+    let images = check_images(disk, live.path(), &script, &events, &mut rng, 0.01).await;
+    images.unwrap_or_else(|error| panic!("{failing:?}: {error}"));
+    failed
+}
+
+/// Each sync of the history fails once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_sync_may_fail() {
+    let mut tried = 0;
+    while check_failing(Failing { purpose: None, nth: vec![tried + 1] }).await > 0 {
+        tried += 1;
+    }
+    assert!(tried >= 24, "only {tried} syncs");
+}
+
+/// Two syncs fail, so many behind each other.
+async fn check_two(distance: usize) {
+    let mut first = 1;
+    while check_failing(Failing { purpose: None, nth: vec![first, first + distance] }).await > 0 {
+        first += 1;
+    }
+    assert!(first > 24, "only {first} syncs");
+}
+
+/// A sync fails, and so does the next: that of the copy, of its header, of the seal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_sync_and_the_next_may_fail() {
+    check_two(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_sync_and_the_one_behind_the_next_may_fail() {
+    check_two(2).await;
+}
+
+/// Of the syncs for one purpose any fails, and the one for the same purpose behind it, whatever
+/// stands between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_two_syncs_for_one_purpose_may_fail() {
+    for (purpose, least) in
+        [(Purpose::Header, 6), (Purpose::Log, 6), (Purpose::Seal, 4), (Purpose::Whole, 6)]
+    {
+        let nth = |first| vec![first, first + 1];
+        let mut first = 1;
+        while check_failing(Failing { purpose: Some(purpose), nth: nth(first) }).await > 0 {
+            first += 1;
+        }
+        assert!(first > least, "{purpose:?}: only {first} syncs");
     }
 }
 

@@ -2,10 +2,9 @@
 
 use pannier_engine::disk::{DiskOp, Observer};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
 /// What happened, in order. Operations that take time have a beginning and an end: at a crash
@@ -52,18 +51,60 @@ pub(crate) enum Event {
     Acknowledged(usize),
 }
 
+/// What a file is synced for, as its last write tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A segment's header, before its use.
+    Header,
+    /// Entries and data.
+    Log,
+    /// A seal.
+    Seal,
+    /// A file that is written whole: of a checkpoint.
+    Whole,
+}
+
+/// Syncs that fail.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Failing {
+    /// Only those for this purpose count.
+    pub(crate) purpose: Option<Purpose>,
+    /// Which of them fail, from 1 on.
+    pub(crate) nth: Vec<usize>,
+}
+
 /// Sees every change of the disk.
 #[derive(Default)]
 pub(crate) struct Recorder {
     log: Mutex<Log>,
-    /// Syncs until one fails; 0 is none.
-    fail_in: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Log {
     events: Vec<Event>,
     running: HashMap<ThreadId, usize>,
+    purposes: HashMap<u64, Purpose>,
+    failing: Failing,
+    /// Syncs that counted since `failing` was set.
+    syncs: usize,
+    /// Files of which a sync has failed.
+    failed: HashSet<u64>,
+}
+
+impl Log {
+    fn sync_fails(&mut self, file: u64) -> bool {
+        assert!(!self.failed.contains(&file), "a file is synced again after its sync has failed");
+        let purpose = self.purposes.get(&file).copied().unwrap_or(Purpose::Log);
+        if self.failing.purpose.is_some_and(|only| only != purpose) {
+            return false;
+        }
+        self.syncs += 1;
+        let fails = self.failing.nth.contains(&self.syncs);
+        if fails {
+            self.failed.insert(file);
+        }
+        fails
+    }
 }
 
 impl Recorder {
@@ -75,19 +116,15 @@ impl Recorder {
         self.log.lock().events.push(Event::Acknowledged(operation));
     }
 
-    /// The `n`th sync of a file from now on fails.
-    pub(crate) fn fail_sync_in(&self, n: usize) {
-        self.fail_in.store(n, Ordering::SeqCst);
+    /// Of the syncs of files from now on these fail.
+    pub(crate) fn fail(&self, failing: &Failing) {
+        let mut log = self.log.lock();
+        (log.failing, log.syncs) = (failing.clone(), 0);
     }
 
     /// Everything until now.
     pub(crate) fn take(&self) -> Vec<Event> {
         std::mem::take(&mut self.log.lock().events)
-    }
-
-    fn sync_fails(&self) -> bool {
-        let step = |left: usize| left.checked_sub(1);
-        self.fail_in.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step) == Ok(1)
     }
 }
 
@@ -97,14 +134,25 @@ impl Observer for Recorder {
         let mut log = self.log.lock();
         let event = match *op {
             DiskOp::Create { file, path, length } => {
+                if path.extension().is_some_and(|extension| extension == "tmp") {
+                    log.purposes.insert(file, Purpose::Whole);
+                }
                 Event::Create { file, path: owned(path), length }
             }
             DiskOp::Open { file, path } => Event::Open { file, path: owned(path) },
             DiskOp::Write { file, offset, data } => {
                 let data = data.iter().flat_map(|slice| slice.iter().copied()).collect();
+                let purpose = match offset {
+                    0 => Purpose::Header,
+                    4096 => Purpose::Seal,
+                    _ => Purpose::Log,
+                };
+                if log.purposes.get(&file) != Some(&Purpose::Whole) {
+                    log.purposes.insert(file, purpose);
+                }
                 Event::Write { file, offset, data }
             }
-            DiskOp::Sync { file } if self.sync_fails() => {
+            DiskOp::Sync { file } if log.sync_fails(file) => {
                 log.events.push(Event::SyncFailed { file });
                 return Err(io::Error::from_raw_os_error(5));
             }
