@@ -304,8 +304,12 @@ impl Mover {
         {
             return plain(refused);
         }
-        if !self.may_write(&room, from).await? {
-            let cause = format!("another attachment holds the write right of volume {volume}");
+        if !self.may_write(&room, &local, from).await? {
+            let cause = if local.is_appending() {
+                format!("another attachment holds the write right of volume {volume}")
+            } else {
+                format!("volume {volume} changes its owner")
+            };
             return plain(Response::Busy { cause });
         }
         let current = self.ownership()?.session(volume, from);
@@ -317,8 +321,9 @@ impl Mover {
         done.and_then(plain)
     }
 
-    /// Whether a forwarded change is admitted by the write right; waits for it a bounded time.
-    async fn may_write(&self, room: &Arc<Room>, from: HostId) -> Result<bool> {
+    /// Whether a forwarded change is admitted by the write right; waits for it a bounded time, and
+    /// only while the volume appends here.
+    async fn may_write(&self, room: &Arc<Room>, local: &Volume, from: HostId) -> Result<bool> {
         let gate = room.gate_of(from);
         let until = Instant::now() + limits::BUSY_WAIT;
         loop {
@@ -327,7 +332,7 @@ impl Mover {
                 return Ok(true);
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || !local.is_appending() {
                 return Ok(false);
             }
             let asked = self.ownership()?.ask_right(room.id, from);

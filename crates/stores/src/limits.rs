@@ -57,6 +57,12 @@ pub const STREAM_WINDOW_BYTES: u32 = HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX + (64 <<
 /// 12.5 MB; twice that, and room for a stream that waits for its reader.
 pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 
+/// Bytes that a new connection may send before the first acknowledgement, paced over one round
+/// trip. Ten packets (RFC 9002, section 7.2) would hold a GRANT with the log's tail, 20 to 200 KiB,
+/// for two or three round trips while a guest waits; what fills the link, bulk, is bounded and
+/// grown by the mover, not by this. See decision 0009.
+pub const INITIAL_WINDOW_BYTES: u64 = 512 << 10;
+
 /// Kernel buffers asked for the UDP socket in bytes, each way: 30 ms at 1 Gbit/s. The kernel may
 /// give less (`net.core.rmem_max`).
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;

@@ -1,8 +1,8 @@
 //! QUIC's settings for links between data centres: up to 1 Gbit/s at 100 ms.
 
 use crate::limits::{
-    CONNECTION_WINDOW_BYTES, IDLE_TIMEOUT, INITIAL_RTT, KEEP_ALIVE, STREAM_WINDOW_BYTES,
-    STREAMS_MAX,
+    CONNECTION_WINDOW_BYTES, IDLE_TIMEOUT, INITIAL_RTT, INITIAL_WINDOW_BYTES, KEEP_ALIVE,
+    STREAM_WINDOW_BYTES, STREAMS_MAX,
 };
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
@@ -38,13 +38,19 @@ pub(super) fn transport(congestion: Congestion) -> TransportConfig {
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()));
     match congestion {
         Congestion::Cubic => {
-            config.congestion_controller_factory(Arc::new(CubicConfig::default()));
+            let mut controller = CubicConfig::default();
+            controller.initial_window(INITIAL_WINDOW_BYTES);
+            config.congestion_controller_factory(Arc::new(controller));
         }
         Congestion::NewReno => {
-            config.congestion_controller_factory(Arc::new(NewRenoConfig::default()));
+            let mut controller = NewRenoConfig::default();
+            controller.initial_window(INITIAL_WINDOW_BYTES);
+            config.congestion_controller_factory(Arc::new(controller));
         }
         Congestion::Bbr => {
-            config.congestion_controller_factory(Arc::new(BbrConfig::default()));
+            let mut controller = BbrConfig::default();
+            controller.initial_window(INITIAL_WINDOW_BYTES);
+            config.congestion_controller_factory(Arc::new(controller));
         }
     }
     config
