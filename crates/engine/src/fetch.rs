@@ -124,7 +124,11 @@ impl Fetcher {
         let (sender, receiver) = oneshot::channel();
         let token = {
             let mut plan = self.plan.lock();
-            let token = plan.planner.want(id, runs, planned(class));
+            // The caller looked before the lock was held: what it missed may have arrived since.
+            // From here on it is resident, in flight, or to be asked for: a flight ends only after
+            // its pages have become resident.
+            let absent = volume.absent_pages(segment, runs);
+            let token = plan.planner.want(id, &absent, planned(class));
             plan.waiting.insert(token, sender);
             token
         };

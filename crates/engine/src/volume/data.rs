@@ -72,6 +72,19 @@ impl Volume {
         runs_of(&missing)
     }
 
+    /// Those of a segment's pages that are not resident here.
+    pub(crate) fn absent_pages(&self, segment: SegmentName, pages: &[Range<u32>]) -> PageRuns {
+        let mut absent = PageSet::default();
+        for run in pages {
+            absent.insert(PageIndex(run.start), run.end - run.start);
+        }
+        let known = self.map.read().named(segment).cloned();
+        if let Some(known) = known {
+            self.take_resident(&known, &mut absent);
+        }
+        runs_of(&absent)
+    }
+
     /// Takes what is here out of a set of a segment's pages.
     fn take_resident(&self, segment: &Segment, pages: &mut PageSet) {
         if segment.has_file() {
