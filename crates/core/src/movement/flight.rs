@@ -186,7 +186,7 @@ impl<K: Copy + Ord> Planner<K> {
     }
 
     /// The next request to send now, if any. Demand is handed out at once; the rest as the window
-    /// allows, and while demand is outstanding only one request of it at a time.
+    /// allows, which is narrower while demand is outstanding.
     pub fn poll_ask(&mut self, now: Time) -> Option<Ask<K>> {
         for class in ORDER {
             while self.may_send(class) {
@@ -289,13 +289,18 @@ impl<K: Copy + Ord> Planner<K> {
 
     fn may_send(&self, class: Class) -> bool {
         let [bulk, run_ahead, demand] = self.in_flight;
+        let request = u64::from(ASK_PAGES_MAX) * BLOCK_BYTES;
         match class {
             Class::Demand => true,
             // What comes in faster than it can be kept would fill the memory.
             _ if self.received >= WINDOW_BYTES_MAX => false,
             Class::RunAhead => run_ahead + bulk < self.window.bytes(),
-            Class::Bulk if demand > 0 || run_ahead > 0 => bulk == 0,
-            Class::Bulk => bulk + u64::from(ASK_PAGES_MAX) * BLOCK_BYTES <= self.window.bytes(),
+            // Bulk keeps its share while guests wait, or a guest that reads all the time would hold
+            // up its own volume for ever; but it leaves no queue for demand to stand in.
+            Class::Bulk if demand > 0 || run_ahead > 0 => {
+                bulk == 0 || run_ahead + bulk + request <= self.window.lean_bytes()
+            }
+            Class::Bulk => bulk + request <= self.window.bytes(),
         }
     }
 

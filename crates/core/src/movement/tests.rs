@@ -19,7 +19,7 @@ fn runs(pages: impl Into<Vec<Range<u32>>>) -> Vec<Range<u32>> {
 }
 
 #[test]
-fn demand_goes_first_and_alone() {
+fn demand_goes_first() {
     let mut planner = Planner::default();
     planner.want(1, &runs([0..4096]), Class::Bulk);
     planner.want(1, &runs([5000..5008]), Class::RunAhead);
@@ -28,7 +28,7 @@ fn demand_goes_first_and_alone() {
     assert_eq!((ask.class, pages(&ask)), (Class::Demand, vec![300]));
     let ahead = planner.poll_ask(Time(0)).unwrap();
     assert_eq!((ahead.class, ahead.runs.clone()), (Class::RunAhead, runs([5000..5008])));
-    // Behind demand and run-ahead, one bulk request is in flight at a time, and it is a small one.
+    // Behind demand and run-ahead, one bulk request fits into the smallest window.
     let bulk = planner.poll_ask(Time(0)).unwrap();
     assert_eq!((bulk.class, pages(&bulk).len()), (Class::Bulk, ASK_PAGES_MAX as usize));
     assert_eq!(planner.poll_ask(Time(0)), None);
@@ -272,6 +272,46 @@ fn window_settles_near_the_product() {
         );
     }
     assert_eq!(settle(1_250_000_000, 100), WINDOW_BYTES_MAX, "a fast long link fills the bound");
+}
+
+/// A guest that reads all the time, one page at a time: its reads meet hardly a queue, and bulk
+/// still fills most of the link.
+#[test]
+fn bulk_keeps_its_share_beside_demand() {
+    const RATE: u64 = 25_000_000;
+    const RTT: u64 = 40_000_000;
+    let mut planner = Planner::default();
+    (0..64_u8).for_each(|key| drop(planner.want(key, &runs([0..4096]), Class::Bulk)));
+    let mut reads = 0;
+    let mut bulk_bytes = 0;
+    let mut slowest = 0;
+    let (mut now, mut link_free) = (0_u64, 0_u64);
+    // Answers by the time they come: the request's number, and when it was sent.
+    let mut flights: BTreeMap<(u64, u64), (Ask<u8>, u64)> = BTreeMap::new();
+    planner.want(200, &runs([0..1]), Class::Demand);
+    while now < 10_000_000_000 {
+        while let Some(ask) = planner.poll_ask(Time(now)) {
+            let bytes = pages(&ask).len() as u64 * BLOCK_BYTES;
+            let service = bytes * 1_000_000_000 / RATE;
+            // Demand passes by what the sender has queued, not by what is on the link.
+            link_free = link_free.max(now) + service;
+            flights.insert((link_free + RTT, flights.len() as u64), (ask, now));
+        }
+        let Some(((at, _), (ask, sent))) = flights.pop_first() else { break };
+        now = now.max(at);
+        planner.answered(ask.id, &ask.runs, Time(now));
+        while planner.poll_done().is_some() {}
+        if ask.class == Class::Demand {
+            slowest = slowest.max(if now > 2_000_000_000 { now - sent } else { 0 });
+            reads += 1;
+            planner.want(200, &runs([reads..reads + 1]), Class::Demand);
+        } else {
+            bulk_bytes += pages(&ask).len() as u64 * BLOCK_BYTES;
+        }
+    }
+    let share = bulk_bytes * 100 / (RATE * 10);
+    assert!(share >= 70, "bulk has {share} % of the link");
+    assert!(slowest <= RTT * 3 / 2, "a read took {slowest} ns of a round trip of {RTT} ns");
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct Sent {
 #[derive(Debug, Clone)]
 pub struct Window {
     bytes: u64,
+    /// The same without the gain: what fills the link and leaves hardly a queue.
+    lean_bytes: u64,
     /// Bytes answered so far.
     delivered: u64,
     /// Highest rates, in bytes per second, of this span and the one before, and when this one
@@ -45,6 +47,7 @@ impl Default for Window {
     fn default() -> Self {
         Self {
             bytes: WINDOW_BYTES_MIN,
+            lean_bytes: WINDOW_BYTES_MIN,
             delivered: 0,
             rates: [0; 2],
             span: Time(0),
@@ -61,6 +64,12 @@ impl Window {
         // Half of it leaves no queue behind, and so the time without one shows itself.
         let half = self.probing.is_some();
         if half { (self.bytes / 2).max(WINDOW_BYTES_MIN) } else { self.bytes }
+    }
+
+    /// Bytes that may be in flight while a guest waits for others.
+    #[must_use]
+    pub fn lean_bytes(&self) -> u64 {
+        self.lean_bytes.min(self.bytes())
     }
 
     /// Notes that a request is sent.
@@ -86,14 +95,19 @@ impl Window {
         let product = u128::from(best) * u128::from(base) / 1_000_000_000;
         // One request more than the gain asks for: a window of a few requests would else never hold
         // another whole one, and the rate could not be seen to grow.
-        let gained = product * u128::from(GAIN) / 100 + u128::from(bytes);
-        let wanted = u64::try_from(gained).unwrap_or(u64::MAX);
-        self.bytes = wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        let bounded = |wanted: u128| {
+            let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
+            wanted.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+        };
+        self.bytes = bounded(product * u128::from(GAIN) / 100 + u128::from(bytes));
+        // Without the gain the second request is what noise may take away.
+        self.lean_bytes = bounded(product + 2 * u128::from(bytes));
     }
 
     /// Notes that a request was lost: the path may have changed, or its queue overflowed.
     pub fn lost(&mut self) {
         self.bytes = (self.bytes / 2).max(WINDOW_BYTES_MIN);
+        self.lean_bytes = (self.lean_bytes / 2).max(WINDOW_BYTES_MIN);
         self.rates = self.rates.map(|rate| rate / 2);
     }
 
