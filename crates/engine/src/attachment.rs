@@ -203,6 +203,15 @@ impl Connection {
         }
     }
 
+    /// A read that goes to the owner while the volume is about to come here: what it needs is also
+    /// got by name, as far as the followed map knows. A read that the switch overtakes then finds
+    /// it here, and does not wait for a second round trip.
+    fn get_early(&self, offset: u64, length: u64) {
+        if let Some(volume) = self.room.followed() {
+            self.get_ahead(&volume, offset, length);
+        }
+    }
+
     /// Executes something on the local volume. `None`: the volume went elsewhere, route anew. What
     /// had begun is then not acknowledged and, done twice, changes nothing: this volume has
     /// stopped.
@@ -405,6 +414,7 @@ impl BlockDevice for Connection {
                     }
                 }
                 Route::Forward(host) => {
+                    self.get_early(offset, into.len() as u64);
                     let forwarder = &self.room.forwarder;
                     if forwarder.read(&self.mover, &self.room, *host, offset, into).await? {
                         return Ok(());

@@ -157,6 +157,11 @@ impl Room {
             .clone()
     }
 
+    /// The local side that follows the owner, once it has a map.
+    pub(crate) fn followed(&self) -> Option<Arc<Volume>> {
+        self.follower.lock().as_ref()?.reached().borrow().volume.clone()
+    }
+
     /// Returns when requests are executed by this local volume no more.
     pub(crate) async fn left(&self, volume: &Arc<Volume>) {
         let mut changes = self.changed.subscribe();
