@@ -185,14 +185,33 @@ impl Volume {
         let encode = move || this.encode_stored(&wanted);
         let object = self.context().encoder.run(encode).await?;
         let bytes = object.len() as u64;
-        self.context().objects.put(&key, object.into()).await?;
+        if let Err(error) = self.context().objects.put(&key, object.into()).await
+            && !(error.kind() == ErrorKind::Corrupt && self.object_suffices(&key, &known).await?)
+        {
+            return Err(error);
+        }
         let (this, stored) = (self.this()?, Arc::clone(&known));
         blocking(move || this.note_stored(&stored)).await?;
         self.counters.uploaded.increment(bytes);
         Ok(bytes)
     }
 
-    fn encode_stored(&self, segment: &Arc<Segment>) -> Result<Vec<u8>> {
+    /// Whether an object that is there already has every page that the map names. A host that has
+    /// not the whole segment stores what is live: whoever did so before, here or on another host of
+    /// the site, stored more, since what was overwritten since was live then.
+    async fn object_suffices(&self, key: &str, segment: &Arc<Segment>) -> Result<bool> {
+        let meta = self.meta_of(segment).await?;
+        let objects = &self.context().objects;
+        let Some(length) = objects.size(key).await? else { return Ok(false) };
+        let tail = length.saturating_sub(stored::FOOTER_BYTES_MAX)..length;
+        let tail = objects.get_range(key, tail).await?;
+        let Ok(footer) = stored::Footer::decode_tail(&tail, length) else { return Ok(false) };
+        let (this, name) = (self.this()?, segment.name);
+        let live = blocking(move || Ok(this.live_set(name))).await?;
+        Ok(footer.is_of(meta.hash()) && live.iter().all(|page| footer.has(&meta, page)))
+    }
+
+    pub(crate) fn encode_stored(&self, segment: &Arc<Segment>) -> Result<Vec<u8>> {
         let meta = self.local_meta(segment)?.ok_or_else(|| {
             let text = format!("metadata of segment {}/{} is not here", self.id(), segment.name);
             Error::new(ErrorKind::NotFound, text)

@@ -4,6 +4,7 @@ mod fault;
 mod guest;
 mod model;
 mod store;
+mod stored;
 
 use super::Volume;
 use crate::context::{Fetch, HostContext, HostOptions, LocalConfig};
@@ -26,11 +27,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) const ID: VolumeId = VolumeId(0x5eed);
 pub(super) const KEY: HashKey = HashKey([7; 32]);
 
-/// A store in memory, which can be away.
+/// A store in memory, which can be away, or lose its answers.
 #[derive(Default)]
 pub(super) struct MemoryObjects {
     objects: Mutex<BTreeMap<String, Bytes>>,
     away: AtomicBool,
+    /// Objects are stored, and who stores them is told otherwise.
+    lose_answers: AtomicBool,
 }
 
 impl MemoryObjects {
@@ -46,7 +49,17 @@ impl MemoryObjects {
 impl Objects for MemoryObjects {
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
         self.check()?;
-        self.objects.lock().entry(key.to_owned()).or_insert(bytes);
+        let mut objects = self.objects.lock();
+        let there = objects.entry(key.to_owned()).or_insert_with(|| bytes.clone());
+        if there.len() != bytes.len() {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("{key} is there, with other bytes"),
+            ));
+        }
+        if self.lose_answers.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, "the answer is lost"));
+        }
         Ok(())
     }
 

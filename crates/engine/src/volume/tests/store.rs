@@ -6,11 +6,11 @@ use crate::context::{Publication, Publish};
 use crate::volume::log::{Operation, object_key};
 use pannier_core::ids::{ObjectHash, RequestNumber, SessionId};
 
-const SIZE: u64 = 4 << 20;
+pub(super) const SIZE: u64 = 4 << 20;
 
 /// Publishes into a list.
 #[derive(Default)]
-struct Published(Mutex<Vec<Publication>>);
+pub(super) struct Published(Mutex<Vec<Publication>>);
 
 #[async_trait]
 impl Publish for Published {
@@ -20,7 +20,7 @@ impl Publish for Published {
     }
 }
 
-async fn store_all(volume: &Volume) {
+pub(super) async fn store_all(volume: &Volume) {
     volume.seal_open().await.unwrap();
     for live in volume.live_segments() {
         volume.store_segment(live.name).await.unwrap();
@@ -38,7 +38,7 @@ async fn evict_all(volume: &Arc<Volume>) {
 }
 
 /// Writes the volume's first `count` blocks, block `n` by seed `first_seed + n`.
-async fn fill(volume: &Volume, count: u64, first_seed: u64) {
+pub(super) async fn fill(volume: &Volume, count: u64, first_seed: u64) {
     for block in 0..count {
         volume.write(block * 4096, pattern(first_seed + block, 4096), false).await.unwrap();
     }
@@ -155,7 +155,7 @@ async fn dead_segments_are_recycled_and_condemned() {
 }
 
 /// Fetches from the volume of another host.
-struct FromPeer(Arc<Volume>);
+pub(super) struct FromPeer(pub(super) Arc<Volume>);
 
 #[async_trait]
 impl Fetch for FromPeer {
@@ -176,7 +176,7 @@ impl Fetch for FromPeer {
 }
 
 /// Every object that a volume's newest checkpoint names.
-async fn objects_of(volume: &Volume) -> (Bytes, Vec<Bytes>) {
+pub(super) async fn objects_of(volume: &Volume) -> (Bytes, Vec<Bytes>) {
     let root = volume.checkpoint_root().await.unwrap();
     let dir = volume.dir().join("pages");
     let mut objects = Vec::new();
