@@ -1,14 +1,15 @@
 //! Page 0 of a segment file: who the segment is.
 
-use super::bytes::{get, get_u16, get_u32, get_u64, put, put_u16, put_u32, put_u64};
+use super::bytes::{
+    core_of, core_page, get, get_u16, get_u32, get_u64, put, put_u16, put_u32, put_u64,
+};
 use super::limits::{CAPACITY_PAGES_MAX, CAPACITY_PAGES_MIN};
-use super::{PAGE_BYTES, Page, crc32c};
+use super::{PAGE_BYTES, Page};
 use crate::ids::{Epoch, Incarnation, SegmentId, SegmentName, Sequence, VolumeId};
 
 const MAGIC: [u8; 8] = *b"PNR-SEGM";
 const VERSION: u16 = 1;
 const HAS_PREDECESSOR: u32 = 1;
-const CRC_AT: usize = PAGE_BYTES - 4;
 
 /// Bytes of the header that carry something; the rest of its page is zero up to the CRC.
 pub(super) const CORE_BYTES: usize = 96;
@@ -55,11 +56,7 @@ impl Header {
     /// The header's page.
     #[must_use]
     pub fn encode(&self) -> Box<Page> {
-        let mut page = Box::new([0; PAGE_BYTES]);
-        page[..CORE_BYTES].copy_from_slice(&self.encode_core());
-        let crc = crc32c(&page[..CRC_AT]);
-        put_u32(&mut page[..], CRC_AT, crc);
-        page
+        core_page(&self.encode_core())
     }
 
     pub(super) fn encode_core(&self) -> [u8; CORE_BYTES] {
@@ -86,11 +83,9 @@ impl Header {
         if page.len() < PAGE_BYTES || page[..8] != MAGIC {
             return Err(HeaderError::NotASegment);
         }
-        if crc32c(&page[..CRC_AT]) != get_u32(page, CRC_AT) {
-            return Err(HeaderError::Damaged);
-        }
-        let header = Self::decode_core(&page[..CORE_BYTES])?;
-        let rest_is_zero = page[CORE_BYTES..CRC_AT].iter().all(|byte| *byte == 0);
+        let (core, rest_is_zero) =
+            core_of(&page[..PAGE_BYTES], CORE_BYTES).ok_or(HeaderError::Damaged)?;
+        let header = Self::decode_core(core)?;
         if rest_is_zero { Ok(header) } else { Err(HeaderError::Damaged) }
     }
 

@@ -56,7 +56,14 @@ pub enum MetaError {
 }
 
 impl SegmentMeta {
-    /// The metadata of a segment that is being sealed.
+    /// The metadata of a segment that is being sealed: of `entries` of the segment `header`, all of
+    /// a writer's, or the prefix that counts when what lies behind it does not. `tail` is the
+    /// writer's (index and table stand there, behind all groups), `durable` is how many entries are
+    /// known durable.
+    ///
+    /// # Panics
+    /// When the table's length is not the number of data pages, or the entries end in the middle of
+    /// a joined request.
     pub(super) fn sealed(
         header: Header,
         link: Link,
@@ -66,6 +73,7 @@ impl SegmentMeta {
         table: Vec<BlockHash>,
         key: &HashKey,
     ) -> Self {
+        assert!(entries.last().is_none_or(|entry| !entry.joined), "half a joined request");
         let runs = page_runs(&header, &entries, tail);
         let runs = runs.expect("a writer lays its pages out in order, before the tail");
         let data_pages = runs.last().map_or(0, |run| run.ordinal + run.count);

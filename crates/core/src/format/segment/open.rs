@@ -3,6 +3,7 @@
 use super::FIRST_GROUP_PAGE;
 use super::entry::{Entry, EntryKind, Link};
 use super::header::Header;
+use super::meta::SegmentMeta;
 use super::seal::Sealing;
 use crate::ids::{BlockHash, HashKey};
 use crate::units::PageIndex;
@@ -160,7 +161,8 @@ impl OpenSegment {
         let tail = self.tail();
         let link = self.link.unwrap_or_default();
         let durable = self.durable.min(self.count());
-        Sealing::new(self.header, link, durable, self.entries, tail, table, key)
+        let header = self.header;
+        Sealing::of(SegmentMeta::sealed(header, link, durable, self.entries, tail, table, key))
     }
 
     pub(super) fn count(&self) -> u32 {

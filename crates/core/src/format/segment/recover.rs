@@ -138,7 +138,7 @@ fn read_sealed<E>(
         }
     };
     Ok(repaired.ok().map(|meta| {
-        let repair = Some(Box::new(Sealing::again(meta.clone())));
+        let repair = Some(Box::new(Sealing::of(meta.clone())));
         SealedSegment { meta, repair }
     }))
 }

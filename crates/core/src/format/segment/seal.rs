@@ -1,16 +1,17 @@
 //! Page 1 of a segment file, and what a seal writes.
 
-use super::bytes::{get, get_u16, get_u32, get_u64, put, put_u16, put_u32, put_u64};
-use super::entry::{ENTRY_BYTES, Entry, Link};
+use super::bytes::{
+    core_of, core_page, get, get_u16, get_u32, get_u64, put, put_u16, put_u32, put_u64,
+};
+use super::entry::{ENTRY_BYTES, Link};
 use super::header::Header;
 use super::meta::SegmentMeta;
-use super::{PAGE_BYTES, Page, crc32c, pages_for};
-use crate::ids::{BlockHash, HashKey, SegmentHash};
+use super::{PAGE_BYTES, Page, pages_for};
+use crate::ids::SegmentHash;
 use crate::units::PageIndex;
 
 const MAGIC: [u8; 8] = *b"PNR-SEAL";
 const VERSION: u16 = 1;
-const CRC_AT: usize = PAGE_BYTES - 4;
 
 /// Bytes of the seal record that carry something.
 pub(super) const CORE_BYTES: usize = 96;
@@ -88,19 +89,13 @@ impl SealRecord {
     /// The record's page.
     #[must_use]
     pub fn encode(&self) -> Box<Page> {
-        let mut page = Box::new([0; PAGE_BYTES]);
-        page[..CORE_BYTES].copy_from_slice(&self.encode_core());
-        let crc = crc32c(&page[..CRC_AT]);
-        put_u32(&mut page[..], CRC_AT, crc);
-        page
+        core_page(&self.encode_core())
     }
 
     /// The record in `page`, if this use of the file wrote it and it is whole.
     pub(super) fn decode(page: &[u8], header: &Header) -> Option<Self> {
-        if page.len() != PAGE_BYTES || crc32c(&page[..CRC_AT]) != get_u32(page, CRC_AT) {
-            return None;
-        }
-        Self::decode_core(&page[..CORE_BYTES], header)
+        let (core, rest_is_zero) = core_of(page, CORE_BYTES)?;
+        Self::decode_core(core, header).filter(|_record| rest_is_zero)
     }
 
     /// Reads the core of a record and checks that it fits the segment of `header`.
@@ -145,30 +140,10 @@ pub struct Sealing {
 }
 
 impl Sealing {
-    /// Seals `entries` of the segment `header`: all of a writer's, or the prefix that counts when
-    /// an `fdatasync` failed behind it. `tail` is the writer's (index and table stand there, behind
-    /// all groups), `durable` is how many entries are known durable.
-    ///
-    /// # Panics
-    /// When the table's length is not the number of data pages, or the entries end in the middle of
-    /// a joined request.
+    /// What writes the seal of a segment with this metadata: for the first time, as a
+    /// repair, or in a copy.
     #[must_use]
-    pub fn new(
-        header: Header,
-        link: Link,
-        durable: u32,
-        entries: Vec<Entry>,
-        tail: PageIndex,
-        table: Vec<BlockHash>,
-        key: &HashKey,
-    ) -> Self {
-        assert!(entries.last().is_none_or(|entry| !entry.joined), "half a joined request");
-        Self::again(SegmentMeta::sealed(header, link, durable, entries, tail, table, key))
-    }
-
-    /// The seal of a segment whose metadata is at hand: a repair, or a copy's.
-    #[must_use]
-    pub fn again(meta: SegmentMeta) -> Self {
+    pub fn of(meta: SegmentMeta) -> Self {
         let index = meta.index_bytes();
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&index);

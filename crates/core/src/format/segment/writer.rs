@@ -4,6 +4,7 @@ use super::entry::{Entry, EntryKind, Link};
 use super::group::{GROUP_ENTRIES_MAX, GroupHeader, slot};
 use super::header::Header;
 use super::limits::DATA_PAGES_MAX;
+use super::meta::SegmentMeta;
 use super::seal::{Sealing, index_and_table_pages};
 use super::{FIRST_GROUP_PAGE, PAGE_BYTES, Page, bytes, crc32c};
 use crate::ids::{BlockHash, HashKey, RequestNumber, SessionId};
@@ -282,7 +283,8 @@ impl SegmentWriter {
         self.begin_flush();
         self.sealed = true;
         let entries = self.entries.clone();
-        Sealing::new(self.header, self.link, self.durable, entries, self.tail, table, key)
+        let (header, link, durable, tail) = (self.header, self.link, self.durable, self.tail);
+        Sealing::of(SegmentMeta::sealed(header, link, durable, entries, tail, table, key))
     }
 
     /// Entries staged so far.
