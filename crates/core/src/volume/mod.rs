@@ -1,6 +1,5 @@
-//! The rules of a volume: ownership, order, handover.
+//! The rules of a volume: ownership, sessions, handover.
 
-pub mod order;
 pub mod ownership;
 mod position;
 pub mod session;
