@@ -41,6 +41,11 @@ pub enum Verdict {
     Holds,
     /// The bound on states was reached before.
     Unfinished,
+    /// A shortest way to a goal.
+    Reached {
+        /// The steps to it.
+        trace: Vec<String>,
+    },
     /// A shortest way to a violation.
     Violated {
         /// The invariant, in words.
@@ -145,12 +150,23 @@ struct Origin<A> {
 
 /// Visits all states of `model`, at most `states_max`.
 pub fn explore<M: Model>(model: &M, states_max: usize) -> Report {
+    search(model, model.start(), |_| false, states_max).0
+}
+
+/// Visits states from `start` on until one is a `goal`, which is returned, or as [`explore`].
+/// Goals one after the other lead to a violation that is too far for a search breadth first; what
+/// they lead to is one, although perhaps not a shortest.
+pub fn search<M: Model>(
+    model: &M,
+    start: M::State,
+    goal: impl Fn(&M::State) -> bool,
+    states_max: usize,
+) -> (Report, Option<M::State>) {
     let mut known: HashMap<u64, u32, BuildHasherDefault<Identity>> = HashMap::default();
     let mut origins: Vec<Origin<M::Action>> = Vec::new();
-    let start = model.start();
     known.insert(model.hash(&start), 0);
     origins.push(Origin { parent: 0, action: None });
-    let mut layer = vec![(0_u32, start)];
+    let mut layer = vec![(0_u32, start.clone())];
     let (mut steps, mut depth) = (0_u64, 0);
     let mut actions = Vec::new();
     while !layer.is_empty() {
@@ -160,14 +176,19 @@ pub fn explore<M: Model>(model: &M, states_max: usize) -> Report {
             model.actions(&state, &mut actions);
             for &action in &actions {
                 steps += 1;
+                let words = |what| (what, trace(model, start.clone(), &origins, id, action));
+                let report = |verdict| Report { states: origins.len(), steps, depth, verdict };
                 let reached = match model.step(&state, action) {
                     Ok(reached) => reached,
                     Err(what) => {
-                        let trace = trace(model, &origins, id, action);
-                        let verdict = Verdict::Violated { what, trace };
-                        return Report { states: origins.len(), steps, depth, verdict };
+                        let (what, trace) = words(what);
+                        return (report(Verdict::Violated { what, trace }), None);
                     }
                 };
+                if goal(&reached) {
+                    let (_, trace) = words(String::new());
+                    return (report(Verdict::Reached { trace }), Some(reached));
+                }
                 let fresh = origins.len() as u32;
                 if let std::collections::hash_map::Entry::Vacant(entry) =
                     known.entry(model.hash(&reached))
@@ -179,18 +200,53 @@ pub fn explore<M: Model>(model: &M, states_max: usize) -> Report {
             }
             if origins.len() >= states_max {
                 let verdict = Verdict::Unfinished;
-                return Report { states: origins.len(), steps, depth, verdict };
+                return (Report { states: origins.len(), steps, depth, verdict }, None);
             }
         }
         layer = next;
         depth += 1;
     }
-    Report { states: origins.len(), steps, depth, verdict: Verdict::Holds }
+    (Report { states: origins.len(), steps, depth, verdict: Verdict::Holds }, None)
+}
+
+/// Walks at random, `walks` times at most `steps_max` steps: to states that are too far for
+/// [`explore`]. The same seed takes the same ways. Answers the steps taken.
+///
+/// # Errors
+/// The invariant that is violated, and the way there.
+pub fn walk<M: Model>(
+    model: &M,
+    seed: u64,
+    walks: usize,
+    steps_max: usize,
+) -> Result<u64, (String, Vec<String>)> {
+    let (mut draw, mut steps) = (seed, 0);
+    let mut actions = Vec::new();
+    for _walk in 0..walks {
+        let (mut state, mut words) = (model.start(), Vec::new());
+        for _step in 0..steps_max {
+            actions.clear();
+            model.actions(&state, &mut actions);
+            if actions.is_empty() {
+                break;
+            }
+            draw = StateHasher::of(&draw);
+            let action = actions[(draw % actions.len() as u64) as usize];
+            words.push((state.clone(), action));
+            steps += 1;
+            state = model.step(&state, action).map_err(|what| {
+                let words = words.iter().map(|(state, action)| model.describe(state, *action));
+                (what, words.collect())
+            })?;
+        }
+    }
+    Ok(steps)
 }
 
 /// The steps to a state and one more, in words.
 fn trace<M: Model>(
     model: &M,
+    start: M::State,
     origins: &[Origin<M::Action>],
     mut id: u32,
     last: M::Action,
@@ -201,7 +257,7 @@ fn trace<M: Model>(
         id = parent;
     }
     actions.reverse();
-    let mut state = model.start();
+    let mut state = start;
     let mut words = Vec::new();
     for action in actions {
         words.push(model.describe(&state, action));
@@ -258,6 +314,23 @@ mod tests {
         assert_eq!((report.states, report.steps, report.depth), (100, 180, 19));
         assert_eq!(report.verdict, Verdict::Holds);
         assert_eq!(explore(&Counters { bad: None }, 50).verdict, Verdict::Unfinished);
+    }
+
+    #[test]
+    fn walks_find_a_violation_and_repeat_themselves() {
+        let found = walk(&Counters { bad: Some(3) }, 1, 1000, 18);
+        assert!(found.is_err());
+        assert_eq!(found, walk(&Counters { bad: Some(3) }, 1, 1000, 18));
+        assert_eq!(walk(&Counters { bad: None }, 1, 10, 100), Ok(180));
+    }
+
+    #[test]
+    fn goes_on_from_a_goal() {
+        let model = Counters { bad: Some(3) };
+        let (report, state) = search(&model, (0, 0), |state| state.1 == 2, 1000);
+        assert!(matches!(report.verdict, Verdict::Reached { ref trace } if trace.len() == 2));
+        let (report, _) = search(&model, state.unwrap(), |_| false, 1000);
+        assert!(matches!(report.verdict, Verdict::Violated { ref trace, .. } if trace.len() == 4));
     }
 
     #[test]

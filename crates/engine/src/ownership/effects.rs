@@ -34,7 +34,9 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
         Effect::Stop => driver.spawn_event(stop(tools)),
         Effect::Follow { from } => follow(driver, from),
         Effect::Unfollow => {
-            if let Some(task) = driver.asking_switch.take() {
+            // Catching up follows by itself, and would go on under an owner that has taken over.
+            for task in [driver.asking_switch.take(), driver.catching.take()].into_iter().flatten()
+            {
                 task.abort();
             }
             tools.hands.unfollow(volume);

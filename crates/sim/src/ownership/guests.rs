@@ -6,9 +6,17 @@ use super::world::{Call, Entry, Guest, Packet, Phase, Scenario, World};
 use super::world::{host_id, host_index, session_id};
 use pannier_core::ids::{Epoch, HostId, Incarnation, SessionId};
 use pannier_core::volume::Position;
-use pannier_core::volume::ownership::{Admission, Event};
+use pannier_core::volume::ownership::Event;
 
 type Checked = Result<(), String>;
+
+/// What a host does with a write.
+enum Admission {
+    Execute,
+    AskRight,
+    NoSession,
+    Elsewhere,
+}
 
 impl Guest {
     /// It is gone; whatever is attached next knows nothing of what it was acknowledged.
@@ -90,8 +98,7 @@ impl World {
     }
 
     fn executes(&self, host: usize) -> bool {
-        let machine = self.hosts[host].get().machine.as_ref();
-        machine.is_some_and(|machine| machine.appends_under().is_some())
+        self.hosts[host].get().here
     }
 
     fn open(&mut self, scenario: &Scenario, host: usize) -> Checked {
@@ -235,10 +242,21 @@ impl World {
         })
     }
 
-    fn admit(&self, host: usize, entry: Entry, forwarded: bool) -> Option<Admission> {
-        let attachment = host_id(usize::from(entry.attachment));
-        let machine = self.hosts[host].get().machine.as_ref()?;
-        Some(machine.admit(attachment, session_id(entry.session), true, forwarded))
+    /// What a host does with a write, by what its machine has said: the route, the sessions that
+    /// count, the holder of the write right. As the engine's attachment and its server of peers do.
+    fn admit(&self, host: usize, entry: Entry) -> Admission {
+        let it = self.hosts[host].get();
+        if !it.here {
+            return Admission::Elsewhere;
+        }
+        if !it.session_counts(entry.attachment, entry.session) {
+            return Admission::NoSession;
+        }
+        let (holder, shared) = it.right;
+        if shared || holder == Some(host_id(usize::from(entry.attachment))) {
+            return Admission::Execute;
+        }
+        Admission::AskRight
     }
 
     /// The guest's write is executed here, or forwarded.
@@ -246,27 +264,26 @@ impl World {
         let Some(entry) = self.entry(host) else { return Ok(()) };
         let applied =
             scenario.contracts.marks_in_log && self.hosts[host].get().log.contains(&entry);
-        match self.admit(host, entry, false) {
-            Some(Admission::Execute | Admission::AskRight) if applied => {
+        match self.admit(host, entry) {
+            Admission::Execute | Admission::AskRight if applied => {
                 self.acknowledge(host, entry);
                 Ok(())
             }
-            Some(Admission::Execute) => {
+            Admission::Execute => {
                 self.hosts[host].change(|host| host.admitted = Some(entry));
                 Ok(())
             }
-            Some(Admission::AskRight) => {
+            Admission::AskRight => {
                 self.feed(scenario, host, Event::AskRight { attachment: host_id(host) })
             }
-            Some(Admission::NoSession) => {
+            Admission::NoSession => {
                 self.guests.change(|guests| guests[host].reset());
                 Ok(())
             }
-            Some(Admission::Moved | Admission::Forward) => {
+            Admission::Elsewhere => {
                 self.send(Packet::Write(entry));
                 Ok(())
             }
-            None => Ok(()),
         }
     }
 
@@ -274,13 +291,13 @@ impl World {
     fn forwarded(&mut self, scenario: &Scenario, host: usize, entry: Entry) -> Checked {
         let applied =
             scenario.contracts.marks_in_log && self.hosts[host].get().log.contains(&entry);
-        match self.admit(host, entry, true) {
-            Some(Admission::Execute | Admission::AskRight) if applied => {
+        match self.admit(host, entry) {
+            Admission::Execute | Admission::AskRight if applied => {
                 self.send(Packet::Acknowledged(entry));
                 Ok(())
             }
-            Some(Admission::Execute) => {
-                check_write(self, host, entry)?;
+            Admission::Execute => {
+                check_write(self, scenario, host, entry)?;
                 self.hosts[host].change(|host| {
                     host.log.push(entry);
                     if scenario.contracts.durable_before_forward_ack {
@@ -290,16 +307,18 @@ impl World {
                 self.send(Packet::Acknowledged(entry));
                 Ok(())
             }
-            Some(Admission::AskRight) => {
+            Admission::AskRight => {
                 let attachment = host_id(usize::from(entry.attachment));
                 self.feed(scenario, host, Event::AskRight { attachment })
             }
-            Some(Admission::NoSession) => {
+            Admission::NoSession => {
                 let Entry { attachment, session, .. } = entry;
                 self.send(Packet::Ended { attachment, session });
                 Ok(())
             }
-            Some(Admission::Forward) => {
+            // It is answered `moved`, which tells the sender nothing that it does not find out.
+            Admission::Elsewhere if scenario.contracts.forwarded_once => Ok(()),
+            Admission::Elsewhere => {
                 // As a request of this host, which is what its peers authenticate.
                 let guest = &self.guests.get()[host];
                 if guest.phase == Phase::Open {
@@ -308,7 +327,6 @@ impl World {
                 }
                 Ok(())
             }
-            Some(Admission::Moved) | None => Ok(()),
         }
     }
 
@@ -329,7 +347,7 @@ impl World {
         let Some(entry) = self.hosts[host].change(|host| host.admitted.take()) else {
             return Ok(());
         };
-        check_write(self, host, entry)?;
+        check_write(self, scenario, host, entry)?;
         self.hosts[host].change(|host| host.log.push(entry));
         self.acknowledge(host, entry);
         if self.hosts[host].change(|host| std::mem::take(&mut host.withdrawing)) {
@@ -364,7 +382,7 @@ impl World {
         (epoch, incarnation): (Epoch, Incarnation),
         at: Option<Position>,
     ) -> Result<Event, String> {
-        if self.truth.get().starts.contains(&(epoch, incarnation)) {
+        if !scenario.guests_only && self.truth.get().starts.contains(&(epoch, incarnation)) {
             return Err(format!("host {host} starts {epoch:?}, {incarnation:?} a second time"));
         }
         self.truth.change(|truth| truth.starts.push((epoch, incarnation)));
@@ -375,7 +393,10 @@ impl World {
             }
             self.hosts[host].change(|host| host.log.truncate(at.entries as usize));
         }
-        self.hosts[host].change(|host| host.synced = host.log.len());
+        self.hosts[host].change(|host| {
+            host.synced = host.log.len();
+            host.appends = (epoch, incarnation);
+        });
         Ok(Event::Started)
     }
 }

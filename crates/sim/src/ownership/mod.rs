@@ -16,10 +16,16 @@
 //!   takeover has ended.
 //!
 //! # What is checked, in every state
-//! At most one host executes requests. No host that answers reads lacks an acknowledged write. A
-//! guest is never served from a log that lacks what it was acknowledged. No request of a session is
-//! applied twice, none after its operation was acknowledged. Writes come from the one attachment
-//! that may write. No (epoch, incarnation) appends twice.
+//! What guests notice: a guest that reads now, at whichever host serves its session, sees every
+//! acknowledged write and all that it was acknowledged itself. No request of a session is executed
+//! twice, none after its operation was acknowledged. Two guests are not acknowledged writes without
+//! the right having passed. An address of the log does not mean another write once its first one
+//! was acknowledged. And, unless [`Scenario::guests_only`], what leads there: at most one host
+//! executes requests, and has every acknowledged write; writes come from the one attachment that
+//! may write; no (epoch, incarnation) starts twice.
+//!
+//! What a host does with requests follows from the machine's effects and its open sessions only, as
+//! in the engine. Stricter than there, a host's own guest and its reads belong to a session.
 
 mod check;
 mod guests;

@@ -30,12 +30,6 @@ impl World {
         }
         self.history.change(|history| history.push(Rc::new(Registered(next))));
         match change {
-            Change::Begin { to, plan, .. } => {
-                let target = host_index(*to) as u8;
-                if plan.declared {
-                    self.truth.change(|truth| truth.declared.push(target));
-                }
-            }
             Change::Takeover { by, end, .. } => {
                 // What the new owner's log lacks is lost, on the operator's word.
                 let taker = self.hosts[host_index(*by)].get();
@@ -48,7 +42,7 @@ impl World {
                     truth.writer = None;
                 });
             }
-            Change::Settle { .. } | Change::Abort { .. } => {}
+            Change::Begin { .. } | Change::Settle { .. } | Change::Abort { .. } => {}
         }
     }
 

@@ -7,7 +7,7 @@ use crate::explore::Model;
 use pannier_core::ids::HostId;
 use pannier_core::units::Time;
 use pannier_core::volume::ownership::transaction::{self, Change, Plan};
-use pannier_core::volume::ownership::{Command, Effect, Event, Machine, Role};
+use pannier_core::volume::ownership::{Command, Effect, Event, Machine, Outcome, Role, Route};
 use std::collections::BTreeSet;
 
 /// A step of the world. Hosts, guests (by their host), packets and revisions by number.
@@ -89,7 +89,9 @@ impl Model for Ownership {
     fn actions(&self, world: &World, into: &mut Vec<Action>) {
         for host in 0..self.0.hosts as u8 {
             self.host_actions(world, host, into);
-            world.guest_actions(host, into);
+            if !self.0.guests_wait {
+                world.guest_actions(host, into);
+            }
         }
         for index in 0..world.packets.len() as u8 {
             if let Packet::Transaction { .. } = world.packet(index) {
@@ -102,7 +104,7 @@ impl Model for Ownership {
                 }
             }
         }
-        if world.budget.get().aborts > 0 && world.record().transit.is_some() {
+        if world.budget.get().foreign_aborts > 0 && world.record().transit.is_some() {
             into.push(Action::ForeignAbort);
         }
     }
@@ -110,7 +112,8 @@ impl Model for Ownership {
     fn step(&self, world: &World, action: Action) -> Result<World, String> {
         let mut next = world.clone();
         next.act(&self.0, action)?;
-        check(&next)?;
+        next.forget_packets(&self.0.contracts);
+        check(&next, self.0.guests_only)?;
         Ok(next)
     }
 
@@ -196,7 +199,7 @@ impl Ownership {
         }
         let giver = matches!(machine.state().role, Role::Owner { transit: Some(_), .. });
         let granted = matches!(machine.state().role, Role::Granted { .. });
-        if giver {
+        if giver && self.0.switches {
             into.push(Action::Switch(host));
         }
         if (giver || granted) && budget.aborts > 0 {
@@ -301,7 +304,7 @@ impl World {
                 self.feed(scenario, usize::from(host), Event::Command(Command::Abort))
             }
             Action::ForeignAbort => {
-                self.budget.change(|budget| budget.aborts -= 1);
+                self.budget.change(|budget| budget.foreign_aborts -= 1);
                 let Some(transit) = self.record().transit.clone() else { return Ok(()) };
                 let change = Change::Abort { by: transit.to, epoch: transit.epoch };
                 // The registry refuses it, unless the rule is off.
@@ -364,6 +367,8 @@ impl World {
             host.following = None;
             host.admitted = None;
             host.withdrawing = false;
+            host.here = false;
+            host.right = (None, false);
         });
         // The guest waits and connects again, to the next daemon, with a new session; what was not
         // answered is sent anew.
@@ -453,6 +458,29 @@ impl World {
         Ok(())
     }
 
+    /// The owner has learnt of a transit: from now on its declaration counts.
+    fn declared(&mut self, host: usize) {
+        let machine = self.hosts[host].get().machine.as_ref();
+        let Some(transit) = machine.and_then(Machine::transit).filter(|t| t.declared) else {
+            return;
+        };
+        let target = host_index(transit.to) as u8;
+        let truth = self.truth.get();
+        if truth.writer != Some(target) && !truth.declared.contains(&target) {
+            self.truth.change(|truth| truth.declared.push(target));
+        }
+    }
+
+    /// The attachment may not write any more; told once what was admitted is done.
+    fn withdraw(&mut self, host: usize, attachment: HostId) -> Option<Event> {
+        let own = host_index(attachment) == host;
+        self.hosts[host].change(|host| {
+            host.right.0.take_if(|holder| *holder == attachment);
+            host.withdrawing = own && host.admitted.is_some();
+            (!host.withdrawing).then_some(Event::RightWithdrawn { attachment })
+        })
+    }
+
     /// Executes an effect. What is done at once is reported at once.
     fn execute(
         &mut self,
@@ -485,7 +513,10 @@ impl World {
             Effect::Follow { from } => {
                 self.hosts[host].change(|host| host.following = Some(host_index(from)));
             }
-            Effect::Unfollow => self.hosts[host].change(|host| host.following = None),
+            Effect::Unfollow => self.hosts[host].change(|host| {
+                host.following = None;
+                host.catching = None;
+            }),
             Effect::CatchUp { from, position } => {
                 let catching = Some((host_index(from), position));
                 self.hosts[host].change(|host| host.catching = catching);
@@ -496,14 +527,7 @@ impl World {
             Effect::SessionEnded { attachment, session } => {
                 self.session_ended(host, attachment, session);
             }
-            Effect::WithdrawRight { attachment } => {
-                let own = host_index(attachment) == host;
-                if own && self.hosts[host].get().admitted.is_some() {
-                    self.hosts[host].change(|host| host.withdrawing = true);
-                } else {
-                    return Ok(Some(Event::RightWithdrawn { attachment }));
-                }
-            }
+            Effect::WithdrawRight { attachment } => return Ok(self.withdraw(host, attachment)),
             Effect::SetTailAside { end } => {
                 self.hosts[host].change(|host| {
                     let keep = end.filter(|end| host.has(end)).map_or(0, |end| end.entries);
@@ -512,7 +536,14 @@ impl World {
                 });
                 return Ok(Some(Event::TailAside));
             }
-            Effect::Route(_) | Effect::RightHeld { .. } | Effect::Done(_) => {}
+            Effect::Done(Outcome::Prepared { .. }) => self.declared(host),
+            Effect::Route(route) => {
+                self.hosts[host].change(|host| host.here = matches!(route, Route::Here { .. }));
+            }
+            Effect::RightHeld { holder, shared } => {
+                self.hosts[host].change(|host| host.right = (holder, shared));
+            }
+            Effect::Done(_) => {}
         }
         Ok(None)
     }

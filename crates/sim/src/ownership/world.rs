@@ -29,6 +29,8 @@ pub struct Contracts {
     pub marks_in_log: bool,
     /// The registry applies a transaction only at the revision that it expects.
     pub conditional_transactions: bool,
+    /// A forwarded request that arrives at a host that does not execute it is not sent on.
+    pub forwarded_once: bool,
 }
 
 impl Contracts {
@@ -38,6 +40,7 @@ impl Contracts {
         durable_before_forward_ack: true,
         marks_in_log: true,
         conditional_transactions: true,
+        forwarded_once: true,
     };
 }
 
@@ -64,16 +67,25 @@ pub struct Scenario {
     pub transits: &'static [(usize, usize)],
     /// Whether they are declared migrations.
     pub declared: bool,
+    /// Whether the switch may come.
+    pub switches: bool,
     /// How often a giver may abort.
     pub aborts: u8,
+    /// How often somebody other than the giver may try to take a transit out of the registry.
+    pub foreign_aborts: u8,
     /// How often a host may try to take over.
     pub takeovers: u8,
     /// How often a registry call may be told to have failed.
     pub registry_failures: u8,
     /// Hosts that take part, the first ones.
     pub hosts: usize,
+    /// Whether only what a guest can notice counts as a violation: so every counterexample is one
+    /// that hurts. Otherwise what leads there counts as well.
+    pub guests_only: bool,
     /// Whether followers copy the owner's log before GRANT.
     pub following: bool,
+    /// Whether no guest comes or writes yet: for the way to a state.
+    pub guests_wait: bool,
 }
 
 impl Scenario {
@@ -89,15 +101,19 @@ impl Scenario {
         power_losses: 0,
         transits: &[],
         declared: false,
+        switches: true,
         aborts: 0,
+        foreign_aborts: 0,
         takeovers: 0,
         registry_failures: 0,
         hosts: 2,
+        guests_only: false,
         following: false,
+        guests_wait: false,
     };
 }
 
-/// An entry of the log: a guest's operation, applied in a session.
+/// A guest's operation, in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Entry {
     pub(super) operation: u8,
@@ -135,6 +151,12 @@ pub(super) struct Host {
     /// The local guest's write that is admitted and not done.
     pub(super) admitted: Option<Entry>,
     pub(super) withdrawing: bool,
+    /// Whether requests are executed here, as the machine has said last.
+    pub(super) here: bool,
+    /// The attachment that may write here, as the machine has said last; and whether all may.
+    pub(super) right: (Option<HostId>, bool),
+    /// What appends: the epoch and incarnation that were started last.
+    pub(super) appends: (Epoch, Incarnation),
 }
 
 /// A message on its way. Never taken away: it can be delivered again.
@@ -192,9 +214,16 @@ pub(super) struct Truth {
     pub(super) writer: Option<u8>,
     /// Targets of declared migrations that have not written yet.
     pub(super) declared: Vec<u8>,
+    /// Operations executed for an attachment while another one had the write right, a bit each.
+    pub(super) intruded: u16,
     /// Starts of owners.
     pub(super) starts: Vec<(Epoch, Incarnation)>,
+    /// What each address of the log was used for: an acknowledged write has been read there.
+    pub(super) addresses: BTreeMap<Address, u8>,
 }
+
+/// Where an entry is: the names of segments are made of the first two, the third is its place.
+pub(super) type Address = (Epoch, Incarnation, u8);
 
 /// What may still happen.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -205,6 +234,7 @@ pub(super) struct Budget {
     pub(super) power_losses: u8,
     pub(super) transits: u8,
     pub(super) aborts: u8,
+    pub(super) foreign_aborts: u8,
     pub(super) takeovers: u8,
     pub(super) registry_failures: u8,
 }
@@ -293,7 +323,16 @@ impl Host {
             following: None,
             admitted: None,
             withdrawing: false,
+            here: false,
+            right: (None, false),
+            appends: (Epoch(0), Incarnation(0)),
         }
+    }
+
+    /// Whether requests of an attachment's session are served here.
+    pub(super) fn session_counts(&self, attachment: u8, session: u8) -> bool {
+        let open = self.machine.as_ref().map(Machine::open_sessions).unwrap_or_default();
+        open.get(&host_id(usize::from(attachment))) == Some(&session_id(session))
     }
 
     /// The end of the log, or of its first `entries` entries.
@@ -356,10 +395,29 @@ impl World {
                 power_losses: scenario.power_losses,
                 transits: 0,
                 aborts: scenario.aborts,
+                foreign_aborts: scenario.foreign_aborts,
                 takeovers: scenario.takeovers,
                 registry_failures: scenario.registry_failures,
             }),
         }
+    }
+
+    /// Hosts that execute requests, by number.
+    #[must_use]
+    pub fn executing(&self) -> Vec<usize> {
+        (0..HOSTS).filter(|host| self.hosts[*host].get().here).collect()
+    }
+
+    /// The owner by the registry.
+    #[must_use]
+    pub fn registered_owner(&self) -> usize {
+        host_index(self.record().owner)
+    }
+
+    /// How many writes the guest of a host was acknowledged since it was attached.
+    #[must_use]
+    pub fn acknowledged(&self, host: usize) -> u32 {
+        self.guests.get()[host].acknowledged.count_ones()
     }
 
     pub(super) fn send(&mut self, packet: Packet) {
@@ -369,6 +427,41 @@ impl World {
         }
         self.packets_hash = self.packets_hash.wrapping_add(packet.hash());
         self.packets.push(packet);
+    }
+
+    /// Takes away what can do nothing any more, whatever happens, so that states which differ in
+    /// nothing else are one: answers to daemons and sessions that are no more, and transactions on
+    /// a revision that is no longer the newest.
+    pub(super) fn forget_packets(&mut self, contracts: &Contracts) {
+        let revision = self.revision() as u64;
+        let newest = |attachment: &u8, session: &u8| {
+            self.guests.get()[usize::from(*attachment)].session == *session
+        };
+        let counts = |packet: &Packet| match packet {
+            Packet::Transaction { expect, .. } => {
+                *expect == revision || !contracts.conditional_transactions
+            }
+            Packet::Refused { to, life, .. } => self.hosts[*to].get().life == *life,
+            Packet::Acknowledged(entry) => {
+                let guest = &self.guests.get()[usize::from(entry.attachment)];
+                newest(&entry.attachment, &entry.session) && guest.waits == Some(entry.operation)
+            }
+            Packet::Opened { attachment, session } | Packet::Ended { attachment, session } => {
+                newest(attachment, session)
+            }
+            // What is late or sent twice can do harm.
+            Packet::Machine { .. }
+            | Packet::Write(_)
+            | Packet::Open { .. }
+            | Packet::Close { .. } => true,
+        };
+        if self.packets.iter().all(|packet| counts(packet.get())) {
+            return;
+        }
+        let kept: Vec<_> =
+            self.packets.iter().filter(|packet| counts(packet.get())).cloned().collect();
+        self.packets_hash = kept.iter().fold(0, |sum, packet| sum.wrapping_add(packet.hash()));
+        self.packets = kept;
     }
 
     pub(super) fn record(&self) -> &VolumeRecord {

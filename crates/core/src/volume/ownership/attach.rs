@@ -6,82 +6,22 @@ use super::state::{Role, Session};
 use crate::ids::{Epoch, HostId, SessionId};
 use std::collections::BTreeMap;
 
-/// What the owner does with a request that another host has forwarded, or any host with its own
-/// guest's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Admission {
-    /// Execute it here.
-    Execute,
-    /// It is a write and its attachment does not hold the write right: ask for it and wait.
-    AskRight,
-    /// Its session does not count: it is over, or was never opened here.
-    NoSession,
-    /// This host executes nothing now. A guest's own request goes where the route says; a forwarded
-    /// one is answered `moved`.
-    Moved,
-    /// Send it on. Only a guest's own request ever is.
-    Forward,
-}
-
 impl Machine {
-    /// What to do with a request of an attachment's session. `forwarded`: it came from another
-    /// host.
-    #[must_use]
-    pub fn admit(
-        &self,
-        attachment: HostId,
-        session: SessionId,
-        writes: bool,
-        forwarded: bool,
-    ) -> Admission {
-        if self.appends_under().is_none() {
-            let onward = forwarded && self.rules.forwarded_once;
-            return if onward { Admission::Moved } else { Admission::Forward };
-        }
-        if !self.session_counts(attachment, session) {
-            return Admission::NoSession;
-        }
-        if writes && !self.may_write(attachment) {
-            return Admission::AskRight;
-        }
-        Admission::Execute
-    }
-
-    fn session_counts(&self, attachment: HostId, session: SessionId) -> bool {
-        let newest = self.state.sessions.get(&attachment);
-        let durable = self.durable.sessions.get(&attachment);
-        let wanted = Session { id: session, open: true };
-        let mut counts = newest == Some(&wanted);
-        if self.rules.sessions_are_durable {
-            counts &= durable == Some(&wanted);
-        }
-        if !self.rules.new_session_ends_old {
-            counts |= newest.is_some_and(|newest| session < newest.id);
-        }
-        if !self.rules.takeover_ends_sessions {
-            counts |= newest.is_none();
-        }
-        counts
-    }
-
     /// The sessions that count here now, by attachment.
     #[must_use]
     pub fn open_sessions(&self) -> BTreeMap<HostId, SessionId> {
-        if self.appends_under().is_none() {
+        if !self.executes() {
             return BTreeMap::new();
         }
-        let newest = self.state.sessions.iter().map(|(attachment, it)| (*attachment, it.id));
-        newest.filter(|(attachment, session)| self.session_counts(*attachment, *session)).collect()
-    }
-
-    fn may_write(&self, attachment: HostId) -> bool {
-        let right = &self.state.right;
-        if right.shared || !self.rules.one_writer {
-            return true;
-        }
-        let durable = self.durable.right.holder == Some(attachment) || !self.rules.right_is_durable;
-        let leaving = self.passing.is_some_and(|(from, _)| from == attachment);
-        right.holder == Some(attachment) && durable && !leaving
+        let durable = |attachment, session| {
+            !self.rules.sessions_are_durable
+                || self.durable.sessions.get(attachment) == Some(session)
+        };
+        let sessions = self.state.sessions.iter().filter(|(_, session)| session.open);
+        sessions
+            .filter(|(attachment, session)| durable(*attachment, *session))
+            .map(|(attachment, session)| (*attachment, session.id))
+            .collect()
     }
 
     pub(super) fn handle_open_session(
@@ -96,7 +36,8 @@ impl Machine {
         let newest = self.state.sessions.get(&attachment).copied();
         let stale = lineage < self.state.lineage && self.rules.takeover_ends_sessions;
         let over = |newest: Session| newest.id > session || (newest.id == session && !newest.open);
-        if stale || newest.is_some_and(over) {
+        let over = newest.is_some_and(over) && self.rules.new_session_ends_old;
+        if stale || over {
             self.effects.push_back(Effect::SessionEnded { attachment, session });
             return;
         }
@@ -113,15 +54,24 @@ impl Machine {
         }
         self.state.sessions.insert(attachment, Session { id: session, open: false });
         self.opening.remove(&attachment);
-        if self.state.right.holder == Some(attachment) {
-            self.state.right.holder = None;
-        }
+        self.free_right(attachment);
     }
 
     pub(super) fn handle_release_right(&mut self, attachment: HostId) {
-        let owner = matches!(self.state.role, Role::Owner { .. });
-        if owner && self.state.right.holder == Some(attachment) {
-            self.state.right.holder = None;
+        if matches!(self.state.role, Role::Owner { .. }) {
+            self.free_right(attachment);
+        }
+    }
+
+    /// Told at once: the next session of the same attachment must not write by the right of this
+    /// one, however soon another attachment gets it.
+    fn free_right(&mut self, attachment: HostId) {
+        let right = &mut self.state.right;
+        if right.holder == Some(attachment) {
+            right.holder = None;
+            let shared = right.shared;
+            self.right_told = Some((None, shared || !self.rules.one_writer));
+            self.effects.push_back(Effect::RightHeld { holder: None, shared });
         }
     }
 
@@ -204,7 +154,7 @@ impl Machine {
         });
         let holder = self.state.right.holder;
         let durable = self.durable.right.holder == holder || !self.rules.right_is_durable;
-        let told = (holder, self.state.right.shared);
+        let told = (holder, self.state.right.shared || !self.rules.one_writer);
         if durable && self.passing.is_none() && self.right_told != Some(told) {
             self.right_told = Some(told);
             self.effects.push_back(Effect::RightHeld { holder, shared: told.1 });

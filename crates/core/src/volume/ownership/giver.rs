@@ -88,7 +88,8 @@ impl Machine {
 
     /// What the missing rule `no_abort_after_granted` forbids.
     fn take_back(&mut self, epoch: Epoch, grant: &Grant) {
-        let incarnation = crate::ids::Incarnation(1);
+        // Far from all that were used: two writers are the harm, not one name for two segments.
+        let incarnation = crate::ids::Incarnation(1000);
         self.state.role = Role::Owner { epoch, incarnation, transit: None };
         self.state.aborted = grant.epoch;
         self.state.right = grant.right;
@@ -135,7 +136,11 @@ impl Machine {
             && known.is_none()
         {
             *known = Some(transit.clone());
-            self.state.right.declared = transit.declared.then_some(transit.to);
+            // A target that holds the right already has nothing to take: what waits for its first
+            // write comes at once.
+            let held = transit.declared && self.state.right.holder == Some(transit.to);
+            self.state.right.declared = (transit.declared && !held).then_some(transit.to);
+            self.switch_wanted |= held && transit.waits_for_write;
             self.done(Outcome::Prepared { epoch: transit.epoch });
         }
     }

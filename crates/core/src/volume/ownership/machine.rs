@@ -238,9 +238,8 @@ impl Machine {
         }
     }
 
-    /// Whether this host answers reads now.
-    #[must_use]
-    pub fn answers_reads(&self) -> bool {
+    /// Whether this host executes requests: what [`Route::Here`] tells its guests and peers.
+    pub(super) fn executes(&self) -> bool {
         let granted = matches!(self.state.role, Role::Granted { .. });
         self.appends_under().is_some() || (granted && !self.rules.granted_is_silent)
     }
@@ -396,8 +395,8 @@ impl Machine {
         self.advance_attachments();
         self.advance_registry();
         self.advance_route();
-        let waits =
-            self.registry == Registry::Waiting || matches!(self.durable.role, Role::Granted { .. });
+        let granted = matches!(self.durable.role, Role::Granted { .. });
+        let waits = self.registry == Registry::Waiting || granted || self.start_held;
         if waits && self.deadline.is_none() {
             self.deadline = Some(now.plus_millis(RETRY_MS));
         }
@@ -418,8 +417,7 @@ impl Machine {
     }
 
     fn advance_volume(&mut self) {
-        let view = if self.rules.accepted_before_reply { &self.durable } else { &self.state };
-        let same_start = match (&self.state.role, &view.role) {
+        let same_start = match (&self.state.role, &self.durable.role) {
             (
                 Role::Owner { epoch, incarnation, .. },
                 Role::Owner { epoch: durable_epoch, incarnation: durable_incarnation, .. },
@@ -528,7 +526,8 @@ impl Machine {
     }
 
     fn current_route(&self) -> Route {
-        if let Some((epoch, _)) = self.appends_under() {
+        if self.executes() {
+            let epoch = self.appends_under().map_or(self.state.known, |(epoch, _)| epoch);
             return Route::Here { epoch };
         }
         let registered =

@@ -216,7 +216,7 @@ pub enum Effect {
         /// The owner.
         from: HostId,
     },
-    /// Follow no more.
+    /// Follow no more, and do not catch up with what [`Effect::CatchUp`] has asked for.
     Unfollow,
     /// Bring the log up to the position; then [`Event::CaughtUp`]. It may take as long as it takes.
     CatchUp {
@@ -250,8 +250,9 @@ pub enum Effect {
         /// The host whose attachment it is.
         attachment: HostId,
     },
-    /// The write right is durably with `holder` (`None`: free). Only its attachment may write,
-    /// unless the volume is shared. Those that wait may ask again when it becomes free.
+    /// The write right is durably with `holder`, or free (`None`), which need not be durable. Only
+    /// the holder's attachment may write, unless the volume is shared. Those that wait may ask
+    /// again when it becomes free.
     RightHeld {
         /// The host whose attachment holds it.
         holder: Option<HostId>,

@@ -13,8 +13,10 @@ mod state;
 mod taker;
 pub mod transaction;
 
-pub use attach::Admission;
 pub use machine::Machine;
 pub use message::{Command, Effect, Event, Grant, GrantAnswer, Message, Outcome, Route};
 pub use rules::Rules;
 pub use state::{BootId, LocalState, Right, Role, STATE_BYTES_MAX, Session, Sessions, StateError};
+
+#[cfg(test)]
+mod tests;

@@ -58,8 +58,6 @@ rules! {
     transit_counts_both,
     /// A takeover is registered before the new owner starts.
     takeover_registered_first,
-    /// A settle is refused when the registry no longer has its transit.
-    settle_is_fenced,
     /// Sessions end with a takeover: a guest that ran before it is never connected to what is left.
     takeover_ends_sessions,
     /// A new session of an attachment ends the old one.
@@ -78,8 +76,6 @@ rules! {
     right_withdrawn_first,
     /// A declared migration passes the right once.
     declared_once,
-    /// A forwarded request is not forwarded again.
-    forwarded_once,
 }
 
 impl Default for Rules {

@@ -42,8 +42,7 @@ impl Machine {
 
     fn handle_grant(&mut self, grant: Grant) {
         if self.knows(&grant) {
-            let durable = self.durable.known >= grant.epoch || !self.rules.accepted_before_reply;
-            if durable {
+            if self.durable.known >= grant.epoch {
                 self.answer(grant.from, grant.epoch, GrantAnswer::Final);
             }
             return;
@@ -98,6 +97,9 @@ impl Machine {
         self.state.sessions = grant.sessions;
         self.state.lineage = grant.lineage;
         self.answer_to = Some((grant.from, grant.epoch));
+        if !self.rules.accepted_before_reply {
+            self.durable = self.state.clone();
+        }
     }
 
     /// Ownership of a new epoch, with the log ending here.
@@ -118,8 +120,7 @@ impl Machine {
     }
 
     pub(super) fn advance_taker(&mut self) {
-        let view = if self.rules.accepted_before_reply { &self.durable } else { &self.state };
-        let known = view.known;
+        let known = self.durable.known;
         if let Some((to, epoch)) = self.answer_to.take_if(|(_, epoch)| known >= *epoch) {
             self.answer(to, epoch, GrantAnswer::Final);
             self.done(Outcome::Owner { epoch });
@@ -128,21 +129,26 @@ impl Machine {
     }
 
     fn advance_following(&mut self) {
+        let follower = matches!(self.state.role, Role::Follower { .. });
+        let known = self.state.known;
+        // A claim, or a higher epoch: the log that was caught up with is not this host's any more.
+        let over = |c: &Catching| !follower || self.knows(&c.grant);
+        let given_up = self.catching.as_ref().is_some_and(over);
+        if given_up {
+            self.catching = None;
+        }
         let transit = self.seen.as_ref().and_then(|seen| seen.transit.as_ref());
-        let wanted = match &self.state.role {
-            Role::Follower { .. } => {
-                transit.filter(|t| t.to == self.me && t.epoch > self.state.known).map(|t| t.from)
-            }
-            Role::Owner { .. }
-            | Role::Creating
-            | Role::Claiming { .. }
-            | Role::Granted { .. }
-            | Role::Fenced { .. } => None,
-        };
-        if wanted != self.following {
+        let giver = transit.filter(|t| t.to == self.me && t.epoch > known).map(|t| t.from);
+        let catching = self.catching.as_ref().map(|catching| catching.grant.from);
+        let wanted = catching.or(giver).filter(|_| follower);
+        if given_up || wanted != self.following {
             self.following = wanted;
-            let effect = wanted.map_or(Effect::Unfollow, |from| Effect::Follow { from });
-            self.effects.push_back(effect);
+            if given_up || wanted.is_none() {
+                self.effects.push_back(Effect::Unfollow);
+            }
+            if let Some(from) = wanted {
+                self.effects.push_back(Effect::Follow { from });
+            }
         }
     }
 
@@ -174,7 +180,6 @@ impl Machine {
                 return;
             }
         };
-        self.catching = None;
         let at = granted.as_ref().map_or(at, |(_, grant)| grant.position);
         self.state.role = Role::Claiming { at, fenced, granted };
         if !self.rules.takeover_registered_first {

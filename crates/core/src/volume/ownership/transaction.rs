@@ -115,7 +115,7 @@ pub fn apply(
 ) -> Result<VolumeRecord, Refusal> {
     match change {
         Change::Begin { from, to, plan } => begin(record, *from, *to, *plan, rules),
-        Change::Settle { owner, epoch } => settle(record, *owner, *epoch, rules),
+        Change::Settle { owner, epoch } => settle(record, *owner, *epoch),
         Change::Abort { by, epoch } => abort(record, *by, *epoch, rules),
         Change::Takeover { by, fenced, end } => takeover(record, *by, fenced, *end, rules),
     }
@@ -172,17 +172,12 @@ fn begin(
 ///
 /// # Errors
 /// [`Refusal::Superseded`] when the transit is no longer there: a takeover came before.
-pub fn settle(
-    record: &VolumeRecord,
-    owner: HostId,
-    epoch: Epoch,
-    rules: &Rules,
-) -> Result<VolumeRecord, Refusal> {
+pub fn settle(record: &VolumeRecord, owner: HostId, epoch: Epoch) -> Result<VolumeRecord, Refusal> {
     if record.owner == owner && record.epoch == epoch {
         return Ok(record.clone());
     }
     let open = record.transit.as_ref().is_some_and(|t| t.to == owner && t.epoch == epoch);
-    if !open && rules.settle_is_fenced {
+    if !open {
         return Err(Refusal::Superseded(record.epoch));
     }
     Ok(VolumeRecord { owner, epoch, transit: None, ..record.clone() })

@@ -1,0 +1,168 @@
+use super::super::{BootId, Effect, Event, LocalState, Machine, Outcome, Role};
+use super::super::{Command, transaction::Refusal};
+use super::super::{Grant, Message, Right};
+use crate::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
+use crate::record::{Transit, VolumePath, VolumeRecord};
+use crate::units::Time;
+use crate::volume::Position;
+
+const VOLUME: VolumeId = VolumeId(7);
+
+fn owner(boot: u128) -> LocalState {
+    let role = Role::Owner { epoch: Epoch(3), incarnation: Incarnation(4), transit: None };
+    LocalState { role, known: Epoch(3), ..LocalState::follower(VOLUME, BootId(boot)) }
+}
+
+fn effects(machine: &mut Machine, event: Event) -> Vec<Effect> {
+    machine.handle(Time(0), event);
+    std::iter::from_fn(|| machine.poll_effect()).collect()
+}
+
+fn started(effects: &[Effect]) -> Option<(Epoch, Incarnation)> {
+    effects.iter().find_map(|effect| {
+        let Effect::Start { epoch, incarnation, .. } = effect else { return None };
+        Some((*epoch, *incarnation))
+    })
+}
+
+/// A daemon that restarts in the boot of its state, up to where it appends.
+fn running() -> Machine {
+    let mut machine = Machine::open(HostId(1), BootId(1), VOLUME, Some(owner(1)));
+    assert_eq!(started(&effects(&mut machine, Event::Timer)), None, "it is not durable yet");
+    let start = effects(&mut machine, Event::Persisted);
+    assert_eq!(started(&start), Some((Epoch(3), Incarnation(5))));
+    effects(&mut machine, Event::Started);
+    assert_eq!(machine.appends_under(), Some((Epoch(3), Incarnation(5))));
+    machine
+}
+
+#[test]
+fn a_restart_in_the_same_boot_is_a_new_incarnation() {
+    running();
+}
+
+#[test]
+fn after_a_reboot_nothing_starts_or_is_written() {
+    let mut machine = Machine::open(HostId(1), BootId(2), VOLUME, Some(owner(1)));
+    assert_eq!(effects(&mut machine, Event::Timer).first(), Some(&Effect::Read));
+    assert!(effects(&mut machine, Event::RegistryAway).is_empty());
+    assert_eq!(effects(&mut machine, Event::Timer), [Effect::Read]);
+    assert_eq!(machine.state().boot, BootId(1), "a restart now would find the old boot still");
+}
+
+#[test]
+fn a_start_that_fails_is_tried_again_later() {
+    let mut machine = Machine::open(HostId(1), BootId(1), VOLUME, Some(owner(1)));
+    effects(&mut machine, Event::Timer);
+    assert!(started(&effects(&mut machine, Event::Persisted)).is_some());
+    assert_eq!(started(&effects(&mut machine, Event::Failed)), None);
+    assert!(machine.poll_deadline().is_some());
+    let again = effects(&mut machine, Event::Timer);
+    assert_eq!(started(&again), Some((Epoch(3), Incarnation(5))), "it has not appended");
+}
+
+/// The record of the machine's volume, with a transit of host 1 to host 2.
+fn moving(waits_for_write: bool) -> Event {
+    let (from, to, epoch) = (HostId(1), HostId(2), Epoch(4));
+    let record = VolumeRecord {
+        id: VOLUME,
+        path: VolumePath::parse("/v").unwrap(),
+        size_bytes: 4096,
+        owner: from,
+        epoch: Epoch(3),
+        reserved: epoch,
+        transit: Some(Transit { from, to, epoch, declared: true, waits_for_write }),
+        ended: None,
+        shared: false,
+        homes: [].into(),
+    };
+    Event::Record { revision: 9, record: Box::new(record) }
+}
+
+/// Host 2 has an open session at the machine and holds the write right, durably.
+fn held_by_another() -> Machine {
+    let (mut machine, attachment) = (running(), HostId(2));
+    let open = Event::OpenSession { attachment, session: SessionId(1), lineage: Epoch(0) };
+    for event in [open, Event::Persisted, Event::AskRight { attachment }] {
+        effects(&mut machine, event);
+    }
+    let held = Effect::RightHeld { holder: Some(attachment), shared: false };
+    assert!(effects(&mut machine, Event::Persisted).contains(&held));
+    machine
+}
+
+#[test]
+fn a_right_that_is_freed_is_withdrawn_at_once() {
+    let mut machine = held_by_another();
+    let close = Event::CloseSession { attachment: HostId(2), session: SessionId(1) };
+    let free = Effect::RightHeld { holder: None, shared: false };
+    assert!(effects(&mut machine, close).contains(&free), "before it is durable");
+}
+
+#[test]
+fn a_declared_target_that_holds_the_right_already_is_not_waited_for() {
+    let mut machine = held_by_another();
+    assert!(effects(&mut machine, moving(true)).contains(&Effect::Stop));
+    let mut machine = held_by_another();
+    assert!(!effects(&mut machine, moving(false)).contains(&Effect::Stop));
+    assert_eq!(machine.state().right.declared, None, "there is nothing to take");
+}
+
+#[test]
+fn a_takeover_ends_catching_up() {
+    let mut machine = Machine::open(HostId(2), BootId(1), VOLUME, None);
+    effects(&mut machine, moving(false));
+    effects(&mut machine, Event::Persisted);
+    let (from, to, epoch) = (HostId(1), HostId(2), Epoch(4));
+    let grant = Grant {
+        from,
+        to,
+        epoch,
+        position: Position { segment: None, entries: 5, chain_crc: 1 },
+        size_bytes: 4096,
+        right: Right::default(),
+        lineage: Epoch(0),
+        sessions: [].into(),
+    };
+    let position = grant.position;
+    let message = Message::Grant(grant);
+    let granted = effects(&mut machine, Event::Peer { from, message });
+    assert_eq!(granted.first(), Some(&Effect::CatchUp { from, position }));
+    let takeover = Command::Takeover { fenced: [from].into(), at: Position::START };
+    assert!(effects(&mut machine, Event::Command(takeover)).contains(&Effect::Unfollow));
+    effects(&mut machine, Event::CaughtUp { position });
+    assert!(matches!(machine.state().role, Role::Claiming { .. }));
+}
+
+#[test]
+fn commands_that_do_not_fit_are_refused() {
+    let at = Position::START;
+    for (command, refusal) in [
+        (Command::Switch, Refusal::NoTransit),
+        (Command::Abort, Refusal::NoTransit),
+        (Command::Takeover { fenced: [].into(), at }, Refusal::AlreadyThere(HostId(1))),
+    ] {
+        let mut machine = running();
+        let done = effects(&mut machine, Event::Command(command));
+        assert_eq!(done, [Effect::Done(Outcome::Refused(refusal))]);
+    }
+}
+
+#[test]
+fn stray_events_change_nothing() {
+    let strays = [
+        Event::Persisted,
+        Event::Started,
+        Event::Stopped { position: Position::START, size_bytes: 0 },
+        Event::CaughtUp { position: Position::START },
+        Event::RightWithdrawn { attachment: HostId(2) },
+        Event::TailAside,
+        Event::Timer,
+    ];
+    for event in strays {
+        let mut machine = running();
+        let before = machine.clone();
+        assert!(effects(&mut machine, event.clone()).is_empty(), "{event:?}");
+        assert_eq!(machine, before, "{event:?}");
+    }
+}
