@@ -369,3 +369,6 @@ async fn watch_directory(owners: Arc<Owners>, mut news: broadcast::Receiver<News
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
