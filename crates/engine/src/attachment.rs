@@ -4,6 +4,10 @@
 //! guest sees slow I/O, never an error, while the owner is away or changes: whatever is answered by
 //! "not here any more" is routed anew.
 
+mod gate;
+
+pub(crate) use gate::Gate;
+
 use crate::error::{Error, Result};
 use crate::mover::{Mover, Room, limits};
 use crate::port::{BlockDevice, Class, StatusExtent, WriteRequest};
@@ -16,7 +20,6 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::sync::watch;
 
 /// Where a volume's requests on this host go.
@@ -31,96 +34,12 @@ pub enum Route {
     Ended(Error),
 }
 
-/// Top bit of a gate's state: it is open.
-const OPEN: u64 = 1 << 63;
-
-/// Admits an attachment's writes while it holds the write right, and knows how many are under way.
-#[derive(Debug, Default)]
-pub struct Gate {
-    /// [`OPEN`], and the number of writes under way.
-    state: AtomicU64,
-    emptied: Notify,
-}
-
-impl Gate {
-    /// Admits a write, if the gate is open.
-    #[inline]
-    pub(crate) fn enter(self: &Arc<Self>) -> Option<Pass> {
-        self.admit().then(|| Pass(self.clone()))
-    }
-
-    /// Admits a write without taking a handle, which spares the fast path a second counter.
-    #[inline]
-    pub(crate) fn enter_inline(&self) -> Option<InlinePass<'_>> {
-        // Not `then_some`: it would make the pass in any case, and dropping it counts a write that
-        // was never admitted.
-        self.admit().then(|| InlinePass(self))
-    }
-
-    #[inline]
-    fn admit(&self) -> bool {
-        if self.state.fetch_add(1, Ordering::AcqRel) & OPEN != 0 {
-            return true;
-        }
-        self.leave();
-        false
-    }
-
-    #[inline]
-    fn leave(&self) {
-        let before = self.state.fetch_sub(1, Ordering::AcqRel);
-        assert!(before & !OPEN > 0, "more writes have left the gate than were admitted");
-        if before == 1 {
-            self.emptied.notify_waiters();
-        }
-    }
-
-    pub(crate) fn open(&self) {
-        self.state.fetch_or(OPEN, Ordering::AcqRel);
-    }
-
-    pub(crate) fn shut(&self) {
-        self.state.fetch_and(!OPEN, Ordering::AcqRel);
-    }
-
-    pub(crate) fn is_open(&self) -> bool {
-        self.state.load(Ordering::Acquire) & OPEN != 0
-    }
-
-    /// Waits until no write is under way, or the gate is open again.
-    pub(crate) async fn idle(&self) {
-        loop {
-            let emptied = self.emptied.notified();
-            let state = self.state.load(Ordering::Acquire);
-            if state == 0 || state & OPEN != 0 {
-                return;
-            }
-            // A write that is refused at this moment counts for an instant without a notice.
-            if tokio::time::timeout(limits::RECHECK, emptied).await.is_err() {
-                continue;
-            }
-        }
-    }
-}
-
-/// An admitted write that is under way.
-#[derive(Debug)]
-pub(crate) struct Pass(Arc<Gate>);
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
-
-/// An admitted write that is under way, within one call.
-#[derive(Debug)]
-pub(crate) struct InlinePass<'a>(&'a Gate);
-
-impl Drop for InlinePass<'_> {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
+/// Where a request goes now.
+enum Way {
+    /// To the local volume.
+    Here(Arc<Volume>),
+    /// To the owner.
+    There(HostId),
 }
 
 /// A change that a guest asks for.
@@ -259,40 +178,33 @@ impl Connection {
 
     /// Executes a change, wherever the volume is.
     async fn change(&self, mutation: Mutation) -> Result<()> {
+        let forwarder = &self.room.forwarder;
         let mut numbered = None;
         loop {
-            self.check_open()?;
-            let mut changes = self.room.changed.subscribe();
-            let route = self.room.route.load_full();
-            match &*route {
-                Route::Local(volume) => {
-                    if numbered.is_some() {
-                        let forwarder = &self.room.forwarder;
-                        if forwarder.finish_here(&mut numbered, &mutation).await? {
-                            return Ok(());
-                        }
-                        continue;
+            match self.way().await? {
+                Way::Here(_) if numbered.is_some() => {
+                    if forwarder.finish_here(&mut numbered, &mutation).await? {
+                        return Ok(());
                     }
+                }
+                Way::Here(volume) => {
                     let Some(_pass) = self.room.gate.enter() else {
                         self.ask_right().await;
                         continue;
                     };
-                    if let Some(done) = self.here(volume, mutation.apply(volume)).await {
+                    if let Some(done) = self.here(&volume, mutation.apply(&volume)).await {
                         return done;
                     }
                 }
-                Route::Forward(host) => {
+                Way::There(host) => {
                     if let Some(pieces) = mutation.pieces() {
                         return self.change_all(pieces).await;
                     }
-                    let forward =
-                        self.room.forwarder.change(&self.mover, &self.room, *host, &mutation);
-                    if forward.run(&mut numbered).await? {
+                    let change = forwarder.change(&self.mover, &self.room, host, &mutation);
+                    if change.run(&mut numbered).await? {
                         return Ok(());
                     }
                 }
-                Route::Switching => news(&mut changes, limits::WAIT_MAX).await,
-                Route::Ended(error) => return Err(error.clone()),
             }
         }
     }
@@ -322,21 +234,30 @@ impl Connection {
     /// `Invalid` when the size is smaller, `Closed`, `NoSpace`.
     pub async fn resize(&self, size_bytes: u64) -> Result<()> {
         loop {
-            self.check_open()?;
-            let mut changes = self.room.changed.subscribe();
-            let route = self.room.route.load_full();
-            match &*route {
-                Route::Local(volume) => {
-                    if let Some(done) = self.here(volume, volume.resize(size_bytes)).await {
+            match self.way().await? {
+                Way::Here(volume) => {
+                    if let Some(done) = self.here(&volume, volume.resize(size_bytes)).await {
                         return done;
                     }
                 }
-                Route::Forward(host) => {
+                Way::There(host) => {
                     let forwarder = &self.room.forwarder;
-                    if forwarder.resize(&self.mover, &self.room, *host, size_bytes).await? {
+                    if forwarder.resize(&self.mover, &self.room, host, size_bytes).await? {
                         return Ok(());
                     }
                 }
+            }
+        }
+    }
+
+    /// Where a request goes now; waits while a change of owner is under way.
+    async fn way(&self) -> Result<Way> {
+        loop {
+            self.check_open()?;
+            let mut changes = self.room.changed.subscribe();
+            match &*self.room.route.load_full() {
+                Route::Local(volume) => return Ok(Way::Here(volume.clone())),
+                Route::Forward(host) => return Ok(Way::There(*host)),
                 Route::Switching => news(&mut changes, limits::WAIT_MAX).await,
                 Route::Ended(error) => return Err(error.clone()),
             }
@@ -403,25 +324,20 @@ impl BlockDevice for Connection {
 
     async fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         loop {
-            self.check_open()?;
-            let mut changes = self.room.changed.subscribe();
-            let route = self.room.route.load_full();
-            match &*route {
-                Route::Local(volume) => {
-                    self.note_read(volume, offset, into.len() as u64);
-                    if let Some(done) = self.here(volume, volume.read(offset, into)).await {
+            match self.way().await? {
+                Way::Here(volume) => {
+                    self.note_read(&volume, offset, into.len() as u64);
+                    if let Some(done) = self.here(&volume, volume.read(offset, into)).await {
                         return done;
                     }
                 }
-                Route::Forward(host) => {
+                Way::There(host) => {
                     self.get_early(offset, into.len() as u64);
                     let forwarder = &self.room.forwarder;
-                    if forwarder.read(&self.mover, &self.room, *host, offset, into).await? {
+                    if forwarder.read(&self.mover, &self.room, host, offset, into).await? {
                         return Ok(());
                     }
                 }
-                Route::Switching => news(&mut changes, limits::WAIT_MAX).await,
-                Route::Ended(error) => return Err(error.clone()),
             }
         }
     }
@@ -432,22 +348,17 @@ impl BlockDevice for Connection {
 
     async fn flush(&self) -> Result<()> {
         loop {
-            self.check_open()?;
-            let mut changes = self.room.changed.subscribe();
-            let route = self.room.route.load_full();
-            match &*route {
-                Route::Local(volume) => {
-                    if let Some(done) = self.here(volume, volume.flush()).await {
+            match self.way().await? {
+                Way::Here(volume) => {
+                    if let Some(done) = self.here(&volume, volume.flush()).await {
                         return done;
                     }
                 }
-                Route::Forward(host) => {
-                    if self.room.forwarder.flush(&self.mover, &self.room, *host).await? {
+                Way::There(host) => {
+                    if self.room.forwarder.flush(&self.mover, &self.room, host).await? {
                         return Ok(());
                     }
                 }
-                Route::Switching => news(&mut changes, limits::WAIT_MAX).await,
-                Route::Ended(error) => return Err(error.clone()),
             }
         }
     }
@@ -472,28 +383,23 @@ impl BlockDevice for Connection {
         length: u64,
         extents_max: usize,
     ) -> Result<Vec<StatusExtent>> {
+        let asked = (offset, length, extents_max);
         loop {
-            self.check_open()?;
-            let mut changes = self.room.changed.subscribe();
-            let route = self.room.route.load_full();
-            match &*route {
-                Route::Local(volume) => {
+            match self.way().await? {
+                Way::Here(volume) => {
                     let status = volume.block_status(offset, length, extents_max);
-                    if let Some(done) = self.here(volume, status).await {
+                    if let Some(done) = self.here(&volume, status).await {
                         return done;
                     }
                 }
-                Route::Forward(host) => {
+                Way::There(host) => {
                     let forwarder = &self.room.forwarder;
-                    let asked = (offset, length, extents_max);
                     let found =
-                        forwarder.block_status(&self.mover, &self.room, *host, asked).await?;
+                        forwarder.block_status(&self.mover, &self.room, host, asked).await?;
                     if let Some(extents) = found {
                         return Ok(extents);
                     }
                 }
-                Route::Switching => news(&mut changes, limits::WAIT_MAX).await,
-                Route::Ended(error) => return Err(error.clone()),
             }
         }
     }
@@ -505,35 +411,5 @@ impl BlockDevice for Connection {
             self.get_ahead(volume, offset, length);
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Gate;
-    use std::sync::Arc;
-
-    #[test]
-    fn a_shut_gate_refuses_every_time() {
-        let gate = Arc::new(Gate::default());
-        for _try in 0..3 {
-            assert!(gate.enter_inline().is_none(), "inline");
-            assert!(gate.enter().is_none(), "with a handle");
-            assert!(!gate.is_open(), "a refusal leaves the gate shut");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_withdrawal_waits_for_what_was_admitted() {
-        let gate = Arc::new(Gate::default());
-        gate.open();
-        let (pass, inline) = (gate.enter(), gate.enter_inline());
-        assert!(pass.is_some() && inline.is_some(), "an open gate admits");
-        gate.shut();
-        assert!(futures::poll!(std::pin::pin!(gate.idle())).is_pending(), "two are under way");
-        drop(inline);
-        assert!(futures::poll!(std::pin::pin!(gate.idle())).is_pending(), "one is under way");
-        drop(pass);
-        gate.idle().await;
     }
 }

@@ -14,6 +14,8 @@ const RECORD_VERSION: u8 = 1;
 pub(super) const SITES: &str = "site/";
 /// Prefix of the keys of hosts.
 pub(super) const HOSTS: &str = "host/";
+/// Prefix of the keys of hosts' names.
+pub(super) const NAMES: &str = "name/";
 /// Prefix of the keys of volumes.
 pub(super) const VOLUMES: &str = "volume/";
 /// Prefix of the keys of paths.
@@ -27,6 +29,10 @@ pub(super) fn site_key(name: &SiteName) -> String {
 
 pub(super) fn host_key(id: HostId) -> String {
     format!("{HOSTS}{id}")
+}
+
+pub(super) fn name_key(name: &str) -> String {
+    format!("{NAMES}{name}")
 }
 
 pub(super) fn volume_key(id: VolumeId) -> String {

@@ -177,31 +177,48 @@ impl Directory {
     /// # Errors
     /// `Invalid` when another host has the name, `Unavailable` while the registry is away.
     pub async fn put_host(&self, host: &HostRecord) -> Result<()> {
-        self.refresh().await?;
-        if let Some(other) =
-            self.hosts().into_iter().find(|other| other.name == host.name && other.id != host.id)
-        {
-            return Err(Error::new(
+        for _ in 0..CONFLICTS_MAX {
+            self.refresh().await?;
+            let name = codec::name_key(&host.name);
+            let held = self.registry.get(&name).await.map_err(|error| self.away(error))?;
+            let former = self.hosts().into_iter().find(|known| known.id == host.id);
+            if let Some(held) = &held {
+                self.check_name(host, decode_record(&name, &held.value)?)?;
+            }
+            // The name becomes taken in the same transaction.
+            let expect = vec![(name.clone(), held.map_or(Revision(0), |held| held.revision))];
+            let key = codec::host_key(host.id);
+            let mut changes = vec![
+                KeyChange { key: name, value: Some(encode_record(&host.id)?) },
+                KeyChange { key, value: Some(encode_record(host)?) },
+            ];
+            if let Some(former) = former.filter(|former| former.name != host.name) {
+                changes.push(KeyChange { key: codec::name_key(&former.name), value: None });
+            }
+            if !self.copy.read().sites.contains_key(&host.site) {
+                let site = SiteRecord { name: host.site.clone() };
+                let key = codec::site_key(&host.site);
+                changes.push(KeyChange { key, value: Some(encode_record(&site)?) });
+            }
+            if let Commit::Done(_) = self.commit(Transaction { expect, changes }).await? {
+                return Ok(());
+            }
+        }
+        let context = format!("host `{}` cannot be registered: too many others are", host.name);
+        Err(Error::new(ErrorKind::Unavailable, context))
+    }
+
+    /// Whether a host may have a name that `holder` has taken.
+    fn check_name(&self, host: &HostRecord, holder: HostId) -> Result<()> {
+        let other = self.hosts().into_iter().find(|known| known.id == holder);
+        match other.filter(|other| other.id != host.id && other.name == host.name) {
+            None => Ok(()),
+            Some(other) => Err(Error::new(
                 ErrorKind::Invalid,
                 format!(
                     "host name `{}` is taken by host {} of site {}; choose another with --name",
                     other.name, other.id, other.site
                 ),
-            ));
-        }
-        let key = codec::host_key(host.id);
-        let site = SiteRecord { name: host.site.clone() };
-        let known = self.copy.read().sites.contains_key(&host.site);
-        let mut changes = vec![KeyChange { key, value: Some(encode_record(host)?) }];
-        if !known {
-            let key = codec::site_key(&host.site);
-            changes.push(KeyChange { key, value: Some(encode_record(&site)?) });
-        }
-        match self.commit(Transaction { expect: Vec::new(), changes }).await? {
-            Commit::Done(_) => Ok(()),
-            Commit::Conflict => Err(Error::new(
-                ErrorKind::Internal,
-                "the registry refused a transaction without expectations",
             )),
         }
     }

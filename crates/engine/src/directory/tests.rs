@@ -45,6 +45,8 @@ impl Registry for Memory {
 
     async fn commit(&self, transaction: Transaction) -> Result<Commit> {
         self.check()?;
+        // As with a real one, others may come between what was read and this.
+        tokio::task::yield_now().await;
         let mut state = self.state.lock();
         let holds = transaction.expect.iter().all(|(key, revision)| {
             state.1.get(key).map_or(Revision(0), |value| value.revision) == *revision
@@ -221,4 +223,28 @@ async fn a_host_brings_its_site_and_names_are_unique() {
     assert_eq!(directory.sites().len(), 1);
     let error = directory.put_host(&host(2, "a")).await.unwrap_err();
     assert!(error.context().contains("taken by host"), "{error}");
+    // A new name frees the old one.
+    directory.put_host(&host(1, "b")).await.unwrap();
+    directory.put_host(&host(2, "a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_hosts_that_join_at_once_with_one_name_one_gets_it() {
+    let registry = Arc::new(Memory::default());
+    let joins = (1..=8).map(|id| {
+        let registry = registry.clone();
+        async move {
+            let dir = tempfile::tempdir().unwrap();
+            let directory = Directory::open(dir.path(), registry, "boot");
+            let host = HostRecord {
+                id: HostId(id),
+                name: "a".into(),
+                site: SiteName("west".into()),
+                address: "192.0.2.1:7".into(),
+            };
+            directory.put_host(&host).await
+        }
+    });
+    let joined = futures::future::join_all(joins).await;
+    assert_eq!(joined.iter().filter(|joined| joined.is_ok()).count(), 1, "{joined:?}");
 }
