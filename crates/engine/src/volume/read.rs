@@ -239,10 +239,12 @@ impl Volume {
         let count = (pages.end - pages.start) as usize;
         let mut bytes = vec![0; count * PAGE_BYTES];
         let mut absent = Vec::new();
+        // Before the metadata is looked for: a segment may be sealed in between.
+        let sealed = segment.sealed().is_some();
         let meta = self.local_meta(segment)?;
         let verify = |page: PageIndex, block: &[u8]| match &meta {
             Some(meta) => meta.verify(page, block, &self.context.key),
-            None if segment.sealed().is_some() => false,
+            None if sealed => false,
             None => {
                 let early = segment.early_hash(page);
                 early.is_none_or(|hash| hash == self.context.key.block(block))

@@ -116,3 +116,29 @@ async fn a_stopped_volume_serves_nobody_and_goes_on_in_a_new_incarnation() {
     assert_eq!(volume.size_bytes(), SIZE * 2);
     assert!(read(&volume, SIZE * 2 - 4096, 4096).await == pattern(4, 4096));
 }
+
+/// Whoever reads a block while its segment is being sealed finds it whole, and marks nothing bad.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_is_read_while_its_segment_is_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let objects = Arc::default();
+    let context = host(dir.path(), small(), &objects, Disk::default());
+    let volume = created(&context, 1 << 20).await;
+    for round in 0..200 {
+        volume.write(0, pattern(round, 4096), false).await.unwrap();
+        let name = volume.position().segment.unwrap();
+        let segment = volume.known(name).unwrap();
+        let reader = std::thread::spawn({
+            let (volume, segment) = (volume.clone(), segment.clone());
+            move || {
+                // The first data page stands behind the header, the seal and the descriptor.
+                while segment.sealed().is_none() {
+                    let (_, absent) = volume.load_pages(&segment, 3..4).unwrap();
+                    assert_eq!(absent, [], "round {round}");
+                }
+            }
+        });
+        volume.seal_open().await.unwrap();
+        reader.join().unwrap();
+    }
+}
