@@ -165,22 +165,6 @@ impl Volume {
         Err(Error::new(ErrorKind::NotFound, text))
     }
 
-    /// As [`Volume::load_pages`] for several runs.
-    pub(crate) fn load_runs(
-        &self,
-        segment: &Arc<Segment>,
-        runs: &PageRuns,
-    ) -> Result<(Vec<u8>, PageRuns)> {
-        let mut bytes = Vec::with_capacity(super::log::pages_in(runs) as usize * PAGE_BYTES);
-        let mut absent = Vec::new();
-        for run in runs {
-            let (part, gone) = self.load_pages(segment, run.clone())?;
-            bytes.extend_from_slice(&part);
-            absent.extend(gone);
-        }
-        Ok((bytes, normal(absent)))
-    }
-
     /// Verifies pages against the segment's block table and keeps them in the line cache.
     ///
     /// # Errors

@@ -4,12 +4,14 @@
 //! address is gone (overwritten and recycled meanwhile), and then the map is asked again.
 
 use super::Volume;
+use super::data::normal;
 use super::journal::stopped;
+use super::log::PageRuns;
 use super::segment::{Segment, blocking};
 use crate::error::{Error, ErrorKind, Result};
 use crate::port::{Class, ExtentState, StatusExtent};
 use futures::future::try_join_all;
-use pannier_core::format::segment::PAGE_BYTES;
+use pannier_core::format::segment::{PAGE_BYTES, SegmentMeta};
 use pannier_core::ids::SegmentId;
 use pannier_core::map::Target;
 use pannier_core::units::{BLOCK_BYTES, BlockIndex, PageIndex};
@@ -29,6 +31,17 @@ struct Piece {
     into: Range<usize>,
     /// The segment and the byte in its file; `None` reads as zero.
     from: Option<(Arc<Segment>, u64)>,
+}
+
+/// What one attempt to load pages has come to.
+struct Loading {
+    /// Whether the segment was sealed when its metadata was looked for.
+    sealed: bool,
+    meta: Option<Arc<SegmentMeta>>,
+    absent: Vec<Range<u32>>,
+    damaged: Vec<Range<u32>>,
+    damaged_in_cache: Vec<Range<u32>>,
+    unreadable: Option<std::io::Error>,
 }
 
 /// A few pieces, without allocation.
@@ -205,7 +218,7 @@ impl Volume {
             wanted.entry(segment.name).or_default().extend(runs);
         }
         let fetches = wanted.into_iter().map(|(name, runs)| {
-            let runs = super::data::normal(runs);
+            let runs = normal(runs);
             self.counters.pages_missed.increment(super::log::pages_in(&runs).into());
             fetch.pages(&this, name, runs, class)
         });
@@ -221,7 +234,7 @@ impl Volume {
     ) -> Result<Vec<Range<u32>>> {
         let pages = pages_of(byte, into.len());
         let (this, wanted, run) = (self.this()?, Arc::clone(segment), pages.clone());
-        let (bytes, absent) = blocking(move || this.load_pages(&wanted, run)).await?;
+        let (bytes, absent) = blocking(move || this.load_runs(&wanted, &vec![run])).await?;
         if absent.is_empty() {
             let skip = (byte - PageIndex(pages.start).byte_offset()) as usize;
             into.copy_from_slice(&bytes[skip..skip + into.len()]);
@@ -229,22 +242,51 @@ impl Volume {
         Ok(absent)
     }
 
-    /// Reads pages from the segment's file, else from the line cache, and verifies them; blocks.
-    /// Returns them, and which of them are not here or not good: their bytes mean nothing.
-    pub(crate) fn load_pages(
+    /// Reads runs of pages from the segment's file, else from the line cache, and verifies them;
+    /// blocks. Returns them, and which of them are not here or not good: their bytes mean nothing.
+    /// However many are damaged, that is one line in the log.
+    pub(crate) fn load_runs(
+        &self,
+        segment: &Arc<Segment>,
+        runs: &PageRuns,
+    ) -> Result<(Vec<u8>, PageRuns)> {
+        // Before the metadata is looked for: a segment may be sealed in between.
+        let sealed = segment.sealed().is_some();
+        let mut loading = Loading {
+            sealed,
+            meta: self.local_meta(segment)?,
+            absent: Vec::new(),
+            damaged: Vec::new(),
+            damaged_in_cache: Vec::new(),
+            unreadable: None,
+        };
+        let mut bytes = Vec::with_capacity(super::log::pages_in(runs) as usize * PAGE_BYTES);
+        for run in runs {
+            bytes.extend_from_slice(&self.load_run(segment, run.clone(), &mut loading));
+        }
+        let Loading { absent, damaged, damaged_in_cache, unreadable, .. } = loading;
+        let id = self.segment_id(segment);
+        if let Some(error) = unreadable {
+            tracing::warn!(segment = %id, %error, "a segment file cannot be read");
+        }
+        if !(damaged.is_empty() && damaged_in_cache.is_empty()) {
+            let (on_disk, in_cache) = (normal(damaged), normal(damaged_in_cache));
+            tracing::warn!(segment = %id, ?on_disk, ?in_cache, "pages are damaged");
+        }
+        Ok((bytes, normal(absent)))
+    }
+
+    fn load_run(
         &self,
         segment: &Arc<Segment>,
         pages: Range<u32>,
-    ) -> Result<(Vec<u8>, Vec<Range<u32>>)> {
+        loading: &mut Loading,
+    ) -> Vec<u8> {
         let count = (pages.end - pages.start) as usize;
         let mut bytes = vec![0; count * PAGE_BYTES];
-        let mut absent = Vec::new();
-        // Before the metadata is looked for: a segment may be sealed in between.
-        let sealed = segment.sealed().is_some();
-        let meta = self.local_meta(segment)?;
-        let verify = |page: PageIndex, block: &[u8]| match &meta {
+        let verify = |page: PageIndex, block: &[u8]| match &loading.meta {
             Some(meta) => meta.verify(page, block, &self.context.key),
-            None if sealed => false,
+            None if loading.sealed => false,
             None => {
                 let early = segment.early_hash(page);
                 early.is_none_or(|hash| hash == self.context.key.block(block))
@@ -260,10 +302,11 @@ impl Volume {
         if let Some(file) = &file
             && let Err(error) = file.read_at(&mut bytes, PageIndex(pages.start).byte_offset())
         {
-            tracing::warn!(segment = %id, %error, "a segment file cannot be read");
+            loading.unreadable.get_or_insert(error);
             bytes.fill(0);
         }
         for (page, block) in pages.map(PageIndex).zip(bytes.chunks_exact_mut(PAGE_BYTES)) {
+            let this = page.0..page.0 + 1;
             if let Some(file) = file.as_ref().filter(|_| !segment.is_bad(page)) {
                 if verify(page, block) {
                     segment.checked(page, true);
@@ -271,10 +314,10 @@ impl Volume {
                 }
                 if !segment.has_file() {
                     // The file was given away meanwhile.
-                    absent.push(page.0..page.0 + 1);
+                    loading.absent.push(this);
                     continue;
                 }
-                tracing::warn!(segment = %id, page = page.0, "a block on the disk is damaged");
+                loading.damaged.push(this.clone());
                 segment.checked(page, false);
                 file.forget_cached(page.byte_offset(), PAGE_BYTES as u64);
             }
@@ -283,12 +326,12 @@ impl Volume {
                     self.context.cache.trust_page(id, page);
                     continue;
                 }
-                tracing::warn!(segment = %id, page = page.0, "a cached block is damaged");
+                loading.damaged_in_cache.push(this.clone());
                 self.context.cache.remove_page(id, page);
             }
-            absent.push(page.0..page.0 + 1);
+            loading.absent.push(this);
         }
-        Ok((bytes, super::data::normal(absent)))
+        bytes
     }
 
     /// States of a range.

@@ -132,8 +132,9 @@ async fn a_block_is_read_while_its_segment_is_sealed() {
             let (volume, segment) = (volume.clone(), segment.clone());
             move || {
                 // The first data page stands behind the header, the seal and the descriptor.
+                let one = std::iter::once(3..4).collect();
                 while segment.sealed().is_none() {
-                    let (_, absent) = volume.load_pages(&segment, 3..4).unwrap();
+                    let (_, absent) = volume.load_runs(&segment, &one).unwrap();
                     assert_eq!(absent, [], "round {round}");
                 }
             }
