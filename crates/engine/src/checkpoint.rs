@@ -3,17 +3,17 @@
 //!
 //! A checkpoint is taken at the border between two segments: the open one is sealed on purpose. The
 //! snapshot of the map is one pointer per dirty page; encoding, writing and storing go on behind
-//! it. The root is replaced atomically after all that it names is durable, and published (a
-//! registry transaction, fenced by epoch) after all that it names is in the site's store. Segments
-//! without live blocks are recycled when a durable checkpoint no longer names them; their objects
-//! in the store are condemned by name in the root, and deleted once that root is published.
+//! it. The root is replaced atomically after all that it names is durable, and published
+//! (`publish`) after all that it names is in the site's store. Segments without live blocks are
+//! recycled when a durable checkpoint no longer names them.
 
-use crate::context::{HostContext, Publication};
+use crate::context::HostContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
+use crate::publish::StoreSide;
 use crate::volume::Volume;
 use crate::volume::journal::Mode;
-use crate::volume::log::{SessionTable, object_key};
+use crate::volume::log::SessionTable;
 use crate::volume::segment::{Segment, blocking};
 use bytes::Bytes;
 use pannier_core::format::checkpoint::{
@@ -23,7 +23,6 @@ use pannier_core::ids::{
     Epoch, HashKey, Incarnation, ObjectHash, SegmentId, SegmentName, Sequence, VolumeId,
 };
 use pannier_core::map::{MapPageIndex, Snapshot};
-use pannier_core::record::PublishedCheckpoint;
 use pannier_core::volume::Position;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -33,19 +32,15 @@ use std::sync::Arc;
 pub(crate) struct Saved {
     pub(crate) root: Root,
     pub(crate) hash: ObjectHash,
-    bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     parts: BTreeMap<ObjectHash, Vec<u8>>,
 }
 
 /// What a volume knows of its checkpoints.
 pub(crate) struct Checkpointer {
-    saved: Saved,
-    /// The newest root that the registry has.
-    published: Option<ObjectHash>,
-    /// Objects of it, which the store has.
-    in_store: BTreeSet<ObjectHash>,
-    /// Keys of dead segments that the store has, with their names.
-    condemned: BTreeMap<SegmentName, String>,
+    pub(crate) saved: Saved,
+    /// What of checkpoints is in the site's store.
+    pub(crate) store: StoreSide,
     /// Local objects that the newest checkpoint does not name; gone at the next one, so that a
     /// follower that copies the one before can finish.
     garbage: BTreeSet<ObjectHash>,
@@ -53,13 +48,8 @@ pub(crate) struct Checkpointer {
 
 impl Checkpointer {
     pub(crate) fn new(saved: Saved) -> Self {
-        Self {
-            saved,
-            published: None,
-            in_store: BTreeSet::new(),
-            condemned: BTreeMap::new(),
-            garbage: BTreeSet::new(),
-        }
+        let store = StoreSide::new(&saved);
+        Self { saved, store, garbage: BTreeSet::new() }
     }
 }
 
@@ -93,9 +83,6 @@ impl Saved {
         key: &HashKey,
         mut part: impl FnMut(ObjectHash) -> Result<Vec<u8>>,
     ) -> Result<Self> {
-        let damaged = |error: DecodeError| {
-            Error::new(ErrorKind::Corrupt, format!("checkpoint: {error}")).with_source(error)
-        };
         let head = RootHead::decode(bytes).map_err(damaged)?;
         let mut parts = BTreeMap::new();
         let root = head.assemble::<PartError>(key, |hash| {
@@ -108,6 +95,12 @@ impl Saved {
             PartError::Decode(error) => damaged(error),
         })?;
         Ok(Self { root, hash: key.object(bytes), bytes: bytes.to_vec(), parts })
+    }
+
+    /// The parts that a root object names.
+    pub(crate) fn parts_of(bytes: &[u8]) -> Result<Vec<ObjectHash>> {
+        let head = RootHead::decode(bytes).map_err(damaged)?;
+        Ok(head.parts())
     }
 
     /// Reads a volume's newest local checkpoint.
@@ -154,9 +147,13 @@ impl Saved {
     }
 
     /// Every object that the root names.
-    fn objects(&self) -> BTreeSet<ObjectHash> {
+    pub(crate) fn objects(&self) -> BTreeSet<ObjectHash> {
         self.root.page_objects().chain(self.parts.keys().copied()).collect()
     }
+}
+
+fn damaged(error: DecodeError) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("checkpoint: {error}")).with_source(error)
 }
 
 enum PartError {
@@ -269,7 +266,7 @@ impl Volume {
         match written {
             Ok(hash) => {
                 self.map.write().base = position;
-                self.recycle_dead(&mut checkpointer, dead, kept);
+                self.recycle_dead(dead, kept);
                 let mut journal = self.journal.lock();
                 let keep = kept.unwrap_or(Sequence(u64::MAX));
                 journal.log.retain(|sequence, _| *sequence > position.sequence().min(keep));
@@ -347,8 +344,8 @@ impl Volume {
         let old = &checkpointer.saved;
         let mut pages = old.root.pages.clone();
         let old_objects = old.objects();
-        let stored_dead: Vec<_> = checkpointer.condemned.keys().copied().collect();
-        let condemned_objects: BTreeSet<_> = checkpointer.in_store.clone();
+        let stored_dead = self.stored_dead(taken.position.sequence());
+        let stored_objects = checkpointer.store.objects.clone();
         let garbage = std::mem::take(&mut checkpointer.garbage);
         let saved = blocking(move || {
             pages.resize(page_count(taken.size_bytes), None);
@@ -384,7 +381,7 @@ impl Volume {
             };
             let mut saved = Saved::new(root.clone(), &this.context.key);
             let named = saved.objects();
-            root.condemned_objects = condemned_objects.difference(&named).copied().collect();
+            root.condemned_objects = stored_objects.difference(&named).copied().collect();
             if !root.condemned_objects.is_empty() {
                 saved = Saved::new(root, &this.context.key);
             }
@@ -403,12 +400,7 @@ impl Volume {
     }
 
     /// Recycles segments that no block names and the durable checkpoint does not either.
-    fn recycle_dead(
-        &self,
-        checkpointer: &mut Checkpointer,
-        dead: Vec<SegmentName>,
-        kept: Option<Sequence>,
-    ) {
+    fn recycle_dead(&self, dead: Vec<SegmentName>, kept: Option<Sequence>) {
         for name in dead {
             if kept.is_some_and(|kept| name.sequence > kept) {
                 continue;
@@ -424,13 +416,9 @@ impl Volume {
                 state.forget(index);
                 segment
             };
-            let Some(segment) = segment else { continue };
-            if segment.is_stored()
-                && let Some(key) = self.object_key_of(&segment)
-            {
-                checkpointer.condemned.insert(name, key);
+            if let Some(segment) = segment {
+                self.drop_local(&segment);
             }
-            self.drop_local(&segment);
         }
     }
 
@@ -445,59 +433,6 @@ impl Volume {
         self.metas.lock().forget(segment.name);
         if let Err(error) = self.context.disk.remove(&self.index_path(segment.name)) {
             tracing::warn!(volume = %self.id, %error, "a dead segment's metadata stays");
-        }
-    }
-
-    /// Puts the newest local checkpoint into the site's store and publishes it, if every segment
-    /// that it names is stored. Returns the newest published root.
-    pub(crate) async fn publish_checkpoint(&self) -> Result<Option<ObjectHash>> {
-        let mut checkpointer = self.checkpointer.lock().await;
-        let hash = checkpointer.saved.hash;
-        let Some(publish) = self.context.publish() else { return Ok(checkpointer.published) };
-        if checkpointer.published == Some(hash) || !self.all_stored(&checkpointer.saved.root) {
-            return Ok(checkpointer.published);
-        }
-        let objects = checkpointer.saved.objects();
-        for object in objects.difference(&checkpointer.in_store) {
-            let bytes = self.checkpoint_page(*object).await?;
-            self.context.objects.put(&object_key(self.id, *object), bytes).await?;
-        }
-        let root = checkpointer.saved.bytes.clone();
-        self.context.objects.put(&object_key(self.id, hash), root.into()).await?;
-        let epoch = self.journal.lock().epoch;
-        let checkpoint = PublishedCheckpoint {
-            epoch,
-            through: checkpointer.saved.root.through.sequence(),
-            object: hash,
-        };
-        let size_bytes = checkpointer.saved.root.size_bytes;
-        publish.publish(Publication { volume: self.id, epoch, checkpoint, size_bytes }).await?;
-        let before = checkpointer.published.replace(hash);
-        checkpointer.in_store = objects;
-        self.delete_condemned(&mut checkpointer, before).await;
-        Ok(Some(hash))
-    }
-
-    fn all_stored(&self, root: &Root) -> bool {
-        let state = self.map.read();
-        root.segments
-            .iter()
-            .all(|live| state.named(live.name).is_some_and(|segment| segment.is_stored()))
-    }
-
-    /// Deletes what the published root condemns. What cannot be deleted now stays for a later
-    /// scrub: nothing names it.
-    async fn delete_condemned(&self, checkpointer: &mut Checkpointer, before: Option<ObjectHash>) {
-        let mut keys: Vec<String> = Vec::new();
-        for name in &checkpointer.saved.root.condemned {
-            keys.extend(checkpointer.condemned.remove(name));
-        }
-        let objects = &checkpointer.saved.root.condemned_objects;
-        keys.extend(objects.iter().chain(&before).map(|object| object_key(self.id, *object)));
-        for key in keys {
-            if let Err(error) = self.context.objects.delete(&key).await {
-                tracing::debug!(%key, %error, "a condemned object stays in the store");
-            }
         }
     }
 }

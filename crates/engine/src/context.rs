@@ -112,6 +112,13 @@ pub trait Publish: Send + Sync + 'static {
     /// # Errors
     /// `Fenced` when another epoch owns the volume, `Unavailable` while the registry is away.
     async fn publish(&self, publication: Publication) -> Result<()>;
+
+    /// The newest checkpoint that this host's site has published of a volume, as far as is known
+    /// here: an older one is as good for finding what may be deleted.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    async fn published(&self, volume: VolumeId) -> Result<Option<PublishedCheckpoint>>;
 }
 
 /// What all volumes of a host share.

@@ -19,6 +19,7 @@ pub mod mover;
 pub mod ownership;
 pub mod pool;
 pub mod port;
+mod publish;
 mod residency;
 pub mod serve;
 pub mod status;

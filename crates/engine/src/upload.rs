@@ -26,15 +26,23 @@ pub(crate) fn start(volume: &Arc<Volume>) {
     }
 }
 
-/// Segments that the site's store has, by the volume's list of them.
-///
-/// The list is a text file with a name per line, appended to as segments are stored: a line without
-/// its end was being written at a crash and does not count.
-pub(crate) fn read_stored(disk: &Disk, dir: &Path) -> Result<BTreeSet<SegmentName>> {
+/// Segments that the site's store has by the volume's list of them, each with the last part of its
+/// object's key.
+pub(crate) type StoredList = BTreeMap<SegmentName, String>;
+
+/// Reads the list: a text file with a line per segment (its name, a space, the last part of its
+/// object's key), appended to as segments are stored. A line without its end was being written at a
+/// crash and does not count.
+pub(crate) fn read_stored(disk: &Disk, dir: &Path) -> Result<StoredList> {
     let bytes = disk.read_file(&dir.join("stored"))?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-    Ok(whole.filter_map(|line| line.parse().ok()).collect())
+    let parts = whole.filter_map(|line| line.split_once(' '));
+    Ok(parts.filter_map(|(name, key)| Some((name.parse().ok()?, key.to_owned()))).collect())
+}
+
+fn line_of(name: SegmentName, key: &str) -> String {
+    format!("{name} {key}\n")
 }
 
 /// The data pages of a segment that no later entry of the same segment replaces.
@@ -191,7 +199,7 @@ impl Volume {
             return Err(error);
         }
         let (this, stored) = (self.this()?, Arc::clone(&known));
-        blocking(move || this.note_stored(&stored)).await?;
+        blocking(move || this.note_stored(&stored, &key)).await?;
         self.counters.uploaded.increment(bytes);
         Ok(bytes)
     }
@@ -236,10 +244,10 @@ impl Volume {
     }
 
     /// Notes, durably, that the store has a segment: from then on its file may be evicted.
-    fn note_stored(&self, segment: &Segment) -> Result<()> {
+    fn note_stored(&self, segment: &Segment, key: &str) -> Result<()> {
         let path = self.dir().join("stored");
         let disk = &self.context().disk;
-        let _one = self.stored_file.lock();
+        let mut list = self.stored_list.lock();
         let file = if path.exists() { disk.open(&path)? } else { disk.create(&path, 0)? };
         let what = |e| Error::io(format!("append to {}", path.display()), e);
         let mut end = file.length().map_err(what)?;
@@ -254,9 +262,22 @@ impl Volume {
         } else {
             end = 0;
         }
-        line.push_str(&format!("{}\n", segment.name));
+        let key = key.rsplit('/').next().unwrap_or(key);
+        line.push_str(&line_of(segment.name, key));
         file.write_at(line.as_bytes(), end).and_then(|()| file.sync()).map_err(what)?;
+        list.insert(segment.name, key.to_owned());
         segment.set_stored(true);
+        Ok(())
+    }
+
+    /// Notes, durably, that the store has segments no more. Blocks.
+    pub(crate) fn note_deleted(&self, names: &[SegmentName]) -> Result<()> {
+        let mut list = self.stored_list.lock();
+        let mut left = list.clone();
+        names.iter().for_each(|name| _ = left.remove(name));
+        let lines: String = left.iter().map(|(name, key)| line_of(*name, key)).collect();
+        self.context().replace_file(&self.dir().join("stored"), lines.as_bytes())?;
+        *list = left;
         Ok(())
     }
 

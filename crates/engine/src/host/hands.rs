@@ -12,6 +12,7 @@ use crate::volume::log::LogBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pannier_core::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
+use pannier_core::record::PublishedCheckpoint;
 use pannier_core::volume::Position;
 use pannier_core::volume::ownership::transaction::publish_checkpoint;
 use pannier_core::volume::ownership::{LocalState, Route};
@@ -402,5 +403,11 @@ impl Publish for Locals {
             })
             .await
             .map(|_| ())
+    }
+
+    async fn published(&self, volume: VolumeId) -> Result<Option<PublishedCheckpoint>> {
+        let record = self.directory.volume(volume);
+        let home = record.and_then(|known| known.record.homes.get(&self.context.site).cloned());
+        Ok(home.and_then(|home| home.checkpoint))
     }
 }

@@ -31,6 +31,7 @@ mod tests;
 use crate::checkpoint::Checkpointer;
 use crate::context::HostContext;
 use crate::error::{Error, ErrorKind, Result};
+use crate::upload::StoredList;
 use counters::Counters;
 use journal::{Journal, Mode};
 use log::{Position, SessionTable};
@@ -70,8 +71,8 @@ pub struct Volume {
     pub(crate) news: Notify,
     /// Told when background work may be due.
     pub(crate) work_due: Arc<Notify>,
-    /// Held while the list of stored segments is appended to.
-    pub(crate) stored_file: Mutex<()>,
+    /// What the site's store has of it; held while the list's file is written.
+    pub(crate) stored_list: Mutex<StoredList>,
     /// Told when a session's request was applied.
     pub(crate) session_news: Notify,
     /// Held while a batch of another host's log is applied.

@@ -18,6 +18,7 @@ use crate::checkpoint::{Checkpointer, Saved};
 use crate::context::HostContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::PoolFile;
+use crate::upload::StoredList;
 use bytes::Bytes;
 use pannier_core::format::checkpoint::{Root, decode_page};
 use pannier_core::format::segment::{
@@ -283,7 +284,7 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         if let Some(hash) = live.hash {
             segment.set_sealed(Sealed { hash, entries: live.entries });
         }
-        segment.set_stored(stored.contains(&live.name));
+        segment.set_stored(stored.contains_key(&live.name));
         state.add(&segment);
     }
     let size = AtomicU64::new(root.size_bytes);
@@ -305,7 +306,7 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         synced_tick: AtomicU64::new(0),
         news: Notify::new(),
         work_due: Arc::new(Notify::new()),
-        stored_file: Mutex::new(()),
+        stored_list: Mutex::new(stored.clone()),
         session_news: Notify::new(),
         closing: AtomicBool::new(false),
         following: tokio::sync::Mutex::new(()),
@@ -411,7 +412,7 @@ impl Volume {
         &self,
         mut candidates: Vec<Candidate>,
         base: Position,
-        stored: &BTreeSet<SegmentName>,
+        stored: &StoredList,
     ) -> Result<Vec<Candidate>> {
         let mut last: Option<Candidate> = None;
         loop {
@@ -446,7 +447,7 @@ impl Volume {
         &self,
         candidate: Candidate,
         successor: Option<Link>,
-        stored: &BTreeSet<SegmentName>,
+        stored: &StoredList,
     ) -> Result<()> {
         let Candidate { name, path, found } = candidate;
         match found {
@@ -454,7 +455,7 @@ impl Volume {
                 let segment = Segment::new(name, file);
                 let entries = meta.entries().len() as u32;
                 segment.set_sealed(Sealed { hash: meta.hash(), entries });
-                segment.set_stored(stored.contains(&name));
+                segment.set_stored(stored.contains_key(&name));
                 self.replay(&segment, meta.entries())?;
                 self.metas.lock().put(name, Arc::from(meta));
             }

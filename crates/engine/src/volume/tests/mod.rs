@@ -34,6 +34,8 @@ pub(super) struct MemoryObjects {
     away: AtomicBool,
     /// Objects are stored, and who stores them is told otherwise.
     lose_answers: AtomicBool,
+    /// Nothing can be deleted.
+    keep: AtomicBool,
 }
 
 impl MemoryObjects {
@@ -80,6 +82,9 @@ impl Objects for MemoryObjects {
 
     async fn delete(&self, key: &str) -> Result<()> {
         self.check()?;
+        if self.keep.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, "nothing is deleted"));
+        }
         self.objects.lock().remove(key);
         Ok(())
     }

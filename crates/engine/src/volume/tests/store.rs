@@ -5,18 +5,23 @@ use super::*;
 use crate::context::{Publication, Publish};
 use crate::volume::log::{Operation, object_key};
 use pannier_core::ids::{ObjectHash, RequestNumber, SessionId};
+use pannier_core::record::PublishedCheckpoint;
 
 pub(super) const SIZE: u64 = 4 << 20;
 
 /// Publishes into a list.
 #[derive(Default)]
-pub(super) struct Published(Mutex<Vec<Publication>>);
+pub(super) struct Published(pub(super) Mutex<Vec<Publication>>);
 
 #[async_trait]
 impl Publish for Published {
     async fn publish(&self, publication: Publication) -> Result<()> {
         self.0.lock().push(publication);
         Ok(())
+    }
+
+    async fn published(&self, _volume: VolumeId) -> Result<Option<PublishedCheckpoint>> {
+        Ok(self.0.lock().last().map(|last| last.checkpoint.clone()))
     }
 }
 
@@ -44,7 +49,7 @@ pub(super) async fn fill(volume: &Volume, count: u64, first_seed: u64) {
     }
 }
 
-async fn check(volume: &Volume, count: u64, first_seed: u64) {
+pub(super) async fn check(volume: &Volume, count: u64, first_seed: u64) {
     for block in 0..count {
         let bytes = read(volume, block * 4096, 4096).await;
         assert!(bytes == pattern(first_seed + block, 4096), "block {block}");

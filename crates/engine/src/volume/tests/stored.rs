@@ -1,8 +1,11 @@
 //! What is stored of a segment: the same bytes whenever, and once.
 
 use super::model::gone;
-use super::store::{FromPeer, SIZE, fill, objects_of};
+use super::store::{FromPeer, Published, SIZE, check, fill, objects_of, store_all};
 use super::*;
+use crate::context::Publish;
+use crate::volume::log::object_key;
+use std::collections::BTreeSet;
 
 /// What each live segment's object would be now.
 async fn encoded(volume: &Arc<Volume>) -> BTreeMap<SegmentName, Vec<u8>> {
@@ -123,4 +126,81 @@ async fn what_stores_less_is_content_with_what_has_more() {
     objects.objects.lock().insert(key, empty.into());
     let refused = volume.store_segment(name).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
+}
+
+/// Objects of a volume in the store: segments, checkpoint objects.
+fn kinds(objects: &MemoryObjects) -> [Vec<String>; 2] {
+    let keys: Vec<_> = objects.objects.lock().keys().cloned().collect();
+    ["/segments/", "/checkpoints/"]
+        .map(|kind| keys.iter().filter(|key| key.contains(kind)).cloned().collect())
+}
+
+/// The daemon dies at every step between a segment's death and its object's deletion, and in the
+/// end the store has what the newest root names, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_condemned_is_not_forgotten_at_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let objects: Arc<MemoryObjects> = Arc::default();
+    let published = Arc::new(Published::default());
+    let mut incarnation = 1;
+    let mut context = None;
+    let mut restart = async |volume: Option<Arc<Volume>>| {
+        if let Some(volume) = volume {
+            gone(volume).await;
+        }
+        drop(context.take());
+        let host = host(dir.path(), small(), &objects, Disk::default());
+        host.set_publish(Arc::clone(&published) as Arc<dyn Publish>);
+        incarnation += 1;
+        let volume = match incarnation {
+            2 => created(&host, SIZE).await,
+            _ => recovered(&host, incarnation).await,
+        };
+        context = Some(host);
+        volume
+    };
+    let mut volume = restart(None).await;
+    fill(&volume, 100, 1).await;
+    store_all(&volume).await;
+    assert!(volume.checkpoint().await.unwrap().1);
+    let [old, _] = kinds(&objects);
+    volume = restart(Some(volume)).await;
+    fill(&volume, 100, 1000).await;
+    store_all(&volume).await;
+    // Dead, and not recycled.
+    volume = restart(Some(volume)).await;
+    volume.checkpoint_local().await.unwrap();
+    // Recycled by a local checkpoint that nobody publishes.
+    volume = restart(Some(volume)).await;
+    fill(&volume, 1, 2000).await;
+    store_all(&volume).await;
+    volume.checkpoint_local().await.unwrap();
+    // Condemned by one, and the store refuses to delete.
+    volume = restart(Some(volume)).await;
+    objects.keep.store(true, Ordering::Relaxed);
+    assert!(volume.publish_checkpoint().await.unwrap().is_some());
+    assert!(old.iter().all(|key| kinds(&objects)[0].contains(key)));
+    objects.keep.store(false, Ordering::Relaxed);
+    volume = restart(Some(volume)).await;
+    for seed in [3000, 4000] {
+        fill(&volume, 2, seed).await;
+        store_all(&volume).await;
+        assert!(volume.checkpoint().await.unwrap().1);
+    }
+    let [segments, checkpoints] = kinds(&objects);
+    assert!(old.iter().all(|key| !segments.contains(key)), "{segments:?}");
+    let named: Vec<_> = volume.live_segments().iter().map(|live| live.name.to_string()).collect();
+    // What died since the newest checkpoint is condemned by the next.
+    assert!(segments.len() <= named.len() + 1, "{segments:?} for {named:?}");
+    let named: BTreeSet<_> = {
+        let checkpointer = volume.checkpointer.lock().await;
+        let saved = &checkpointer.saved;
+        let named = saved.objects().into_iter().chain([saved.hash]);
+        named.map(|object| object_key(ID, object)).collect()
+    };
+    assert_eq!(checkpoints.into_iter().collect::<BTreeSet<_>>(), named);
+    let list = crate::upload::read_stored(&Disk::default(), volume.dir()).unwrap();
+    assert_eq!(list.len(), segments.len(), "a line leaves the list with its object");
+    volume = restart(Some(volume)).await;
+    check(&volume, 2, 4000).await;
 }
