@@ -23,6 +23,10 @@ pub const UNSEALED_SEGMENTS_MAX: usize = 64;
 /// before the volume gives up: a medium that loses sectors has others, one that is gone has none.
 pub const FAILED_FILES_MAX: usize = 3;
 
+/// Bytes of what recovery sets aside of one volume before the oldest goes: 16 segment files, so
+/// that a daemon which dies again and again keeps the last tails and does not fill the disk.
+pub const ASIDE_BYTES_MAX: u64 = 16 * SEGMENT_PAGES as u64 * 4096;
+
 /// Data pages of one log entry: 1 MiB, so that recovery checks an entry in one read.
 pub const ENTRY_PAGES_MAX: u32 = 256;
 

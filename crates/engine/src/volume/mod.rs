@@ -7,9 +7,10 @@
 //! from segment to segment, `flush` makes durable, `rescue` is what a failed sync leads to, `seal`
 //! hashes and seals what is full, `read` and `write` are the guest's path, `recover` opens,
 //! `follow` is the log for followers, `data` the pages for peers, `segment` one segment's file and
-//! facts.
+//! facts, `aside` what is no part of it any more.
 
 mod append;
+mod aside;
 mod counters;
 mod data;
 mod flush;

@@ -157,12 +157,12 @@ impl Volume {
         let base = volume.map.read().base;
         blocking(move || {
             if base.sequence() > position.sequence() {
-                volume.set_aside(&volume.dir.join("checkpoint"))?;
+                volume.set_tail_aside(position, &volume.dir.join("checkpoint"))?;
             }
             for kind in ["segments", "index"] {
                 for path in volume.context.disk.list(&volume.dir.join(kind))? {
                     if name_of(&path).is_some_and(|name| name.sequence > position.sequence()) {
-                        volume.set_aside(&path)?;
+                        volume.set_tail_aside(position, &path)?;
                     }
                 }
                 volume.context.disk.sync_dir(&volume.dir.join(kind))?;
@@ -376,7 +376,7 @@ impl Volume {
                 Err(_) if is_unused(&file)? => self.give_back(&file),
                 Err(error) => {
                     tracing::warn!(volume = %self.id, %error, "a file is set aside");
-                    self.set_aside(&path)?;
+                    self.set_damaged_aside(&path)?;
                 }
             }
         }
@@ -400,7 +400,7 @@ impl Volume {
                     let found = Found::Sealed(Box::new(meta), None);
                     candidates.push(Candidate { name, path, found });
                 }
-                Ok(_) | Err(_) => self.set_aside(&path)?,
+                Ok(_) | Err(_) => self.set_damaged_aside(&path)?,
             }
         }
         candidates.sort_by_key(|candidate| candidate.name);
@@ -490,16 +490,6 @@ impl Volume {
             }
         }
         Ok(())
-    }
-
-    /// Copies a file that will be sealed at a prefix to where nothing touches it.
-    fn copy_aside(&self, path: &Path) -> Result<()> {
-        let aside = self.dir.join("aside");
-        self.context.disk.create_dir(&aside)?;
-        let to = aside.join(path.file_name().unwrap_or_default());
-        std::fs::copy(path, &to)
-            .map(|_bytes| ())
-            .map_err(|e| Error::io(format!("copy {} to {}", path.display(), to.display()), e))
     }
 
     /// What is no part of the log: empty segments go to the pool, others aside. None of them may be

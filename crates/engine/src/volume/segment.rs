@@ -229,7 +229,7 @@ impl Volume {
                     Ok(meta) => meta,
                     Err(error) => {
                         tracing::warn!(path = %path.display(), %error, "index section set aside");
-                        self.set_aside(&path)?;
+                        self.set_damaged_aside(&path)?;
                         return Ok(None);
                     }
                 }
@@ -284,22 +284,6 @@ impl Volume {
         let meta = Arc::new(meta);
         self.metas.lock().put(segment.name, Arc::clone(&meta));
         Ok(meta)
-    }
-
-    /// Moves a file of the volume to where nothing reads it, under its name.
-    pub(crate) fn set_aside(&self, path: &std::path::Path) -> Result<()> {
-        let aside = self.dir.join("aside");
-        self.context.disk.create_dir(&aside)?;
-        let name = path.file_name().unwrap_or_default();
-        let mut to = aside.join(name);
-        let mut number = 1;
-        while to.exists() {
-            let mut numbered = name.to_owned();
-            numbered.push(format!(".{number}"));
-            to = aside.join(numbered);
-            number += 1;
-        }
-        self.context.disk.rename(path, &to)
     }
 }
 

@@ -322,3 +322,36 @@ async fn background_work_stores_and_publishes_and_survives_an_absent_store() {
     assert!(!published.0.lock().is_empty());
     check(&volume, 300, 1).await;
 }
+
+/// The oldest of what recovery set aside goes; the tail of an ended epoch stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_aside_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, SIZE).await;
+    let aside = volume.dir().join("aside");
+    let tail = aside.join("beyond-7/1.1-8");
+    std::fs::create_dir_all(tail.parent().unwrap()).unwrap();
+    let bytes = crate::limits::ASIDE_BYTES_MAX / 4;
+    let make = |path: &Path, age: u64| {
+        let file = std::fs::File::create(path).unwrap();
+        file.set_len(bytes).unwrap();
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+        file.set_modified(long_ago).unwrap();
+    };
+    make(&tail, 1000);
+    // The names do not tell the age.
+    for (name, age) in [("1.1-3", 50), ("1.1-1", 40), ("1.1-2", 30), ("1.1-9", 20), ("1.1-4", 10)] {
+        let path = volume.dir().join(name);
+        make(&path, age);
+        volume.set_aside(&path).unwrap();
+    }
+    let again = volume.dir().join("1.1-4");
+    make(&again, 0);
+    volume.set_aside(&again).unwrap();
+    let mut left: Vec<_> = std::fs::read_dir(&aside).unwrap().map(|e| e.unwrap().path()).collect();
+    left.sort();
+    let kept = ["1.1-2", "1.1-4", "1.1-4.1", "1.1-9", "beyond-7"].map(|name| aside.join(name));
+    assert_eq!(left, kept);
+    assert!(tail.exists());
+}
