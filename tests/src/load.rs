@@ -117,13 +117,19 @@ impl Load {
         self.thread.is_finished()
     }
 
+    /// Tells it to end and does not wait: what it finds broken it connects again, and then does
+    /// nothing more. [`Load::stop`] has its report.
+    pub fn end(&self) {
+        // A load that has failed hears no more.
+        self.orders.send(Order::Stop).ok();
+    }
+
     /// Ends it.
     ///
     /// # Errors
     /// The mismatch or the error that it found.
     pub fn stop(self) -> Result<Report, String> {
-        // A load that has failed hears no more.
-        self.orders.send(Order::Stop).ok();
+        self.end();
         self.thread.join().map_err(|_panic| "the load panicked".to_owned())?
     }
 }

@@ -82,6 +82,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Tidy => tidy::run(),
         Command::E2e { filter } => run::e2e(filter.as_deref()),
         Command::Soak { what: Soak::Kill9 { rounds } } => {
+            run::crash_images(rounds)?;
             run::soak("kill_9_loses", "PANNIER_E2E_KILLS", rounds)
         }
         Command::Soak { what: Soak::Moves { rounds } } => {

@@ -83,6 +83,15 @@ pub(crate) fn soak(test: &str, variable: &str, rounds: u32) -> Result<()> {
     e2e_tests(&["--release"], Some(test), &[(variable, rounds)])
 }
 
+/// Histories whose every sort of crash is opened and compared, the loss of power with any subset of
+/// the unsynced writes among them.
+pub(crate) fn crash_images(rounds: u32) -> Result<()> {
+    let test = ["--release", "--package", "pannier-engine", "--test", "crash_images"];
+    let filter = ["what_survives_is_between_the_last_flush_and_the_last_request"];
+    let runner: &[&str] = if has("nextest") { &["nextest", "run"] } else { &["test"] };
+    cargo(&[runner, &test, &filter].concat(), &[("PANNIER_CRASH_ROUNDS", rounds)])
+}
+
 fn e2e_tests(profile: &[&str], filter: Option<&str>, variables: &[(&str, u32)]) -> Result<()> {
     let runner: &[&str] =
         if has("nextest") { &["nextest", "run", "--no-capture"] } else { &["test"] };

@@ -284,7 +284,9 @@ fn seeds(from: u64, count: u64) -> impl Iterator<Item = u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_survives_is_between_the_last_flush_and_the_last_request() {
-    for seed in seeds(0, 3) {
+    // `cargo xtask soak kill9` sets it.
+    let rounds = std::env::var("PANNIER_CRASH_ROUNDS").ok().and_then(|count| count.parse().ok());
+    for seed in seeds(0, rounds.unwrap_or(3)) {
         let mut rng = StdRng::seed_from_u64(seed);
         let script = guest::script(&mut rng, 80);
         let live = tempfile::tempdir().unwrap();
