@@ -78,8 +78,7 @@ pub(crate) fn e2e(filter: Option<&str>) -> Result<()> {
 /// promised for that one.
 pub(crate) fn soak(test: &str, variable: &str, rounds: u32) -> Result<()> {
     packages::install()?;
-    let packages = ["--package", "pannier", "--package", "pannier-e2e"];
-    cargo(&[&["build", "--release", "--bins", "--tests"], &packages[..]].concat(), &[])?;
+    cargo(&["build", "--release", "--workspace", "--bins"], &[])?;
     e2e_tests(&["--release"], Some(test), &[(variable, rounds)])
 }
 
@@ -95,7 +94,8 @@ pub(crate) fn crash_images(rounds: u32) -> Result<()> {
 fn e2e_tests(profile: &[&str], filter: Option<&str>, variables: &[(&str, u32)]) -> Result<()> {
     let runner: &[&str] =
         if has("nextest") { &["nextest", "run", "--no-capture"] } else { &["test"] };
-    let package = ["--package", "pannier-e2e"];
+    // The whole workspace and one test of it: the dependencies' features stay those of the build.
+    let test = ["--workspace", "--test", "e2e"];
     let filter = filter.as_slice();
-    cargo(&[runner, profile, &package, filter].concat(), variables)
+    cargo(&[runner, profile, &test, filter].concat(), variables)
 }

@@ -478,7 +478,10 @@ impl Machine {
     }
 
     fn persist(&mut self) {
-        if self.writing.is_none() && self.state != self.durable {
+        // While the volume stops for a switch, its outcome is to be written soon: one durable write
+        // on the critical path, not two. Nothing acts on a state before it is durable.
+        let waits = self.appending == Appending::Stopping && self.switching();
+        if self.writing.is_none() && self.state != self.durable && !waits {
             self.writing = Some(self.state.clone());
             self.effects.push_back(Effect::Persist(Box::new(self.state.clone())));
         }
