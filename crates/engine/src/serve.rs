@@ -316,8 +316,8 @@ impl Mover {
         if current != Some(session) {
             return plain(Response::NoSession { current });
         }
-        let gate = room.gate_of(from);
-        let done = room.changes.execute(&local, gate, (session, number), operations).await;
+        let attachment = (from, room.gate_of(from));
+        let done = room.changes.execute(&local, attachment, (session, number), operations).await;
         done.and_then(plain)
     }
 

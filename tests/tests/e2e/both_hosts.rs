@@ -77,6 +77,27 @@ fn a_second_writer_waits_until_the_first_is_gone() {
     assert_eq!(read(&mut at_b, 8192), 3);
 }
 
+/// The right is taken from a guest on the other host: the next writer gets it, and the guest that
+/// had it goes on, its writes waiting for their turn as any other's do.
+#[test]
+fn a_released_right_goes_to_the_next_writer_and_ends_nobody() {
+    let pair = Pair::start(Duration::from_millis(4), None);
+    let path = "/released";
+    pair.a.cli(&["volume", "create", path, "--size", &DISK_BYTES.to_string()]);
+    let mut at_b = connect(&pair.b, path);
+    at_b.write(0, &[1; BLOCK]).unwrap();
+    let mut at_a = connect(&pair.a, path);
+    at_a.send(Command::Write, 0, 0, BLOCK as u32, &[2; BLOCK]).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(read(&mut at_b, 0), 1, "the right is still at b");
+    pair.a.cli(&["volume", "release", path]);
+    assert_eq!(at_a.receive().unwrap().error, 0);
+    assert_eq!(read(&mut at_b, 0), 2, "the former holder still reads");
+    at_a.disconnect().unwrap();
+    at_b.write(4096, &[3; BLOCK]).unwrap();
+    assert_eq!(read(&mut at_b, 4096), 3, "and writes again when the right is free");
+}
+
 /// Both sites are told to move the volume to themselves at the same moment, again and again, while
 /// it is written: one wins each time, and nothing that was acknowledged is lost.
 #[test]

@@ -277,10 +277,8 @@ impl Hands for Locals {
     }
 
     fn session_ended(&self, volume: VolumeId, session: SessionId) {
+        // What it has applied stays known until nothing of it runs.
         self.mover().session_ended(volume, session);
-        if let Some(local) = self.known(volume) {
-            local.end_session(session);
-        }
     }
 
     async fn set_tail_aside(
@@ -371,7 +369,7 @@ impl Ownership for Locals {
 
     async fn release_right(&self, volume: VolumeId) {
         let released = match self.owners() {
-            Ok(owners) => owners.release_right(volume).await,
+            Ok(owners) => owners.release_right(volume, self.context.host).await,
             Err(error) => Err(error),
         };
         if let Err(error) = released {

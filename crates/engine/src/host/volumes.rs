@@ -186,14 +186,11 @@ impl Host {
     pub(super) async fn release_here(&self, volume: VolumeId) -> Result<()> {
         let view = self.owners.view(volume).filter(|view| view.part == Part::Owner);
         let Some(view) = view else { return Err(self.not_owner(volume)) };
-        match view.right.holder {
-            None => Ok(()),
-            Some(holder) if holder == self.id => self.owners.release_right(volume).await,
-            Some(holder) => match view.sessions.get(&holder) {
-                Some(session) => self.owners.close_session(volume, holder, *session).await,
-                None => Ok(()),
-            },
-        }
+        let Some(holder) = view.right.holder else { return Ok(()) };
+        // What the holder was admitted lands before anybody else's; its session goes on, and its
+        // next write asks for the right as any other's does.
+        self.mover.withdraw_right(volume, holder).await;
+        self.owners.release_right(volume, holder).await
     }
 
     pub(super) fn not_owner(&self, volume: VolumeId) -> Error {

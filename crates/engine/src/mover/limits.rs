@@ -73,6 +73,10 @@ pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// that the requests of a restarted one fit beside those of its predecessor.
 pub const WAITING_MAX: usize = 2 * FORWARDED_MAX;
 
+/// Ended sessions of a volume that are remembered, so that a late request of one is not executed
+/// anew: far more than hosts can open within the life of a request.
+pub const ENDED_SESSIONS_MAX: usize = 1024;
+
 /// Bytes of forwarded changes that are made durable together.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
 

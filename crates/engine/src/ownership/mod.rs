@@ -318,12 +318,13 @@ impl Owners {
         }
     }
 
-    /// Frees the write right that this host's own attachment holds.
+    /// Frees the write right that an attachment holds. Its admitted writes were let finish before
+    /// ([`crate::mover::Mover::withdraw_right`]), or it has no guest any more.
     ///
     /// # Errors
     /// `Closed`.
-    pub async fn release_right(&self, volume: VolumeId) -> Result<()> {
-        self.tell(volume, Input::Event(Event::ReleaseRight { attachment: self.me })).await
+    pub async fn release_right(&self, volume: VolumeId, attachment: HostId) -> Result<()> {
+        self.tell(volume, Input::Event(Event::ReleaseRight { attachment })).await
     }
 
     /// The directory has news of a volume: its driver looks; a volume in which this host has got a

@@ -11,10 +11,10 @@ use crate::message::Response;
 use crate::mover::limits;
 use crate::volume::Volume;
 use crate::volume::log::Operation;
-use pannier_core::ids::{RequestNumber, SessionId};
+use pannier_core::ids::{HostId, RequestNumber, SessionId};
 use pannier_core::units::BLOCK_BYTES;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use tokio::sync::{Notify, oneshot};
@@ -25,15 +25,50 @@ type Reply = oneshot::Sender<Result<Response>>;
 /// The queues of all sessions of a volume.
 #[derive(Default)]
 pub(crate) struct Changes {
-    queues: Mutex<BTreeMap<SessionId, Queue>>,
+    state: Mutex<State>,
     /// Told when a queue's runner has ended.
     rested: Notify,
 }
 
 #[derive(Default)]
+struct State {
+    queues: BTreeMap<SessionId, Queue>,
+    /// Sessions that were ended here, the newest of them: none of their requests is queued any
+    /// more.
+    ended: BTreeSet<SessionId>,
+}
+
 struct Queue {
+    attachment: HostId,
     waiting: BTreeMap<RequestNumber, Waiting>,
     running: bool,
+}
+
+/// What a runner does next.
+struct Taken {
+    /// Requests that were applied before, and came again.
+    repeated: Vec<Waiting>,
+    numbers: RangeInclusive<RequestNumber>,
+    batch: Batch,
+}
+
+impl State {
+    fn end(&mut self, session: SessionId) {
+        self.ended.insert(session);
+        // Ids grow with time: the smallest are the oldest.
+        while self.ended.len() > limits::ENDED_SESSIONS_MAX {
+            self.ended.pop_first();
+        }
+        if let Some(queue) = self.queues.get_mut(&session) {
+            queue.waiting.clear();
+        }
+    }
+
+    /// Whether an ended session of the attachment still executes what it had begun.
+    fn outlived(&self, attachment: HostId) -> bool {
+        let mut running = self.queues.iter().filter(|(_, queue)| queue.running);
+        running.any(|(id, queue)| queue.attachment == attachment && self.ended.contains(id))
+    }
 }
 
 struct Waiting {
@@ -88,7 +123,8 @@ fn answer(replies: Vec<Reply>, with: &Result<Response>) {
 
 impl Changes {
     /// Executes a request of a session that is open here, in its turn; waits a bounded time for the
-    /// turn. `gate` is that of the session's attachment.
+    /// turn, and for what a former session of the attachment has begun. `gate` is that of the
+    /// session's attachment.
     ///
     /// # Errors
     /// As [`Volume::write_in_session`]; then it was not applied, and its number stays free.
@@ -99,17 +135,25 @@ impl Changes {
     pub(crate) async fn execute(
         self: &Arc<Self>,
         volume: &Arc<Volume>,
-        gate: Arc<Gate>,
+        (attachment, gate): (HostId, Arc<Gate>),
         (session, number): (SessionId, RequestNumber),
         operations: Vec<Operation>,
     ) -> Result<Response> {
-        if number <= applied(volume, session) {
-            return Ok(done(volume));
+        let former = self.former_rests(attachment);
+        if tokio::time::timeout(limits::BUSY_WAIT, former).await.is_err() {
+            return Ok(busy("a former session of this attachment still executes a request"));
         }
         let (reply, answered) = oneshot::channel();
         let run = {
-            let mut queues = self.queues.lock();
-            let queue = queues.entry(session).or_default();
+            let mut state = self.state.lock();
+            if state.ended.contains(&session) {
+                return Ok(busy("the session was closed"));
+            }
+            let queue = state.queues.entry(session).or_insert_with(|| Queue {
+                attachment,
+                waiting: BTreeMap::new(),
+                running: false,
+            });
             if queue.waiting.len() >= limits::WAITING_MAX && !queue.waiting.contains_key(&number) {
                 return Ok(busy("too many requests of this session wait for their turn"));
             }
@@ -131,9 +175,30 @@ impl Changes {
         }
     }
 
+    /// Waits until no ended session of the attachment executes anything: what it had begun must not
+    /// land on top of what the attachment's newer session is acknowledged.
+    async fn former_rests(&self, attachment: HostId) {
+        loop {
+            let rested = self.rested.notified();
+            tokio::pin!(rested);
+            rested.as_mut().enable();
+            if !self.state.lock().outlived(attachment) {
+                return;
+            }
+            rested.await;
+        }
+    }
+
     /// Executes what can be, until nothing can.
     async fn run(&self, volume: &Volume, gate: &Arc<Gate>, session: SessionId) {
-        while let Some((numbers, batch)) = self.take(volume, session) {
+        while let Some(Taken { repeated, numbers, batch }) = self.take(volume, session) {
+            if !repeated.is_empty() {
+                let again = Self::done_before(volume).await;
+                repeated.into_iter().for_each(|waiting| answer(waiting.replies, &again));
+            }
+            if batch.is_empty() {
+                continue;
+            }
             let Some(_pass) = gate.enter() else {
                 let refused = Ok(busy("another attachment took the write right"));
                 batch.into_iter().for_each(|(_, waiting)| answer(waiting.replies, &refused));
@@ -150,6 +215,16 @@ impl Changes {
             }
         }
         self.rested.notify_waiters();
+    }
+
+    /// The answer to requests that were applied before: applied is not yet durable, and what is
+    /// acknowledged to a forwarder must be.
+    async fn done_before(volume: &Volume) -> Result<Response> {
+        match volume.flush_log().await {
+            Ok(()) => Ok(done(volume)),
+            Err(_moved) if !volume.is_appending() => Ok(busy("the volume changes its owner")),
+            Err(error) => Err(error),
+        }
     }
 
     /// Executes the requests of a batch that failed, each by itself, up to the one that fails.
@@ -186,24 +261,20 @@ impl Changes {
         }
     }
 
-    /// The requests that are next, without a gap, and their numbers; ends the runner when there are
-    /// none.
-    fn take(
-        &self,
-        volume: &Volume,
-        session: SessionId,
-    ) -> Option<(RangeInclusive<RequestNumber>, Batch)> {
-        let mut queues = self.queues.lock();
-        let queue = queues.get_mut(&session)?;
+    /// The requests that are next, without a gap, and those that were applied before; ends the
+    /// runner when there are none.
+    fn take(&self, volume: &Volume, session: SessionId) -> Option<Taken> {
+        let mut state = self.state.lock();
+        let queue = state.queues.get_mut(&session)?;
         let mut through = applied(volume, session);
         let first = RequestNumber(through.0 + 1);
-        let behind = queue.waiting.split_off(&RequestNumber(through.0 + 1));
-        for (_, waiting) in std::mem::replace(&mut queue.waiting, behind) {
-            answer(waiting.replies, &Ok(done(volume)));
-        }
+        let behind = queue.waiting.split_off(&first);
+        let repeated: Vec<Waiting> =
+            std::mem::replace(&mut queue.waiting, behind).into_values().collect();
         if !volume.is_appending() {
             let moved = Ok(busy("the volume changes its owner"));
-            if let Some(queue) = queues.remove(&session) {
+            repeated.into_iter().for_each(|waiting| answer(waiting.replies, &moved));
+            if let Some(queue) = state.queues.remove(&session) {
                 queue.waiting.into_values().for_each(|waiting| answer(waiting.replies, &moved));
             }
             return None;
@@ -222,33 +293,32 @@ impl Changes {
             bytes += waiting.bytes();
             batch.push((through, waiting));
         }
-        if batch.is_empty() {
+        if batch.is_empty() && repeated.is_empty() {
             queue.running = false;
             if queue.waiting.is_empty() {
-                queues.remove(&session);
+                state.queues.remove(&session);
             }
             return None;
         }
-        Some((first..=through, batch))
+        Some(Taken { repeated, numbers: first..=through, batch })
     }
 
-    /// Drops what waits of a session that is over.
+    /// A session is over: nothing of it is queued any more, and what waits is dropped.
     pub(crate) fn forget(&self, session: SessionId) {
-        if let Some(queue) = self.queues.lock().get_mut(&session) {
-            queue.waiting.clear();
-        }
+        self.state.lock().end(session);
     }
 
     /// Ends a session: what waits is not executed, and when this returns nothing of it runs.
     pub(crate) async fn end(&self, session: SessionId) {
         loop {
             let rested = self.rested.notified();
+            tokio::pin!(rested);
+            rested.as_mut().enable();
             {
-                let mut queues = self.queues.lock();
-                let Some(queue) = queues.get_mut(&session) else { return };
-                queue.waiting.clear();
-                if !queue.running {
-                    queues.remove(&session);
+                let mut state = self.state.lock();
+                state.end(session);
+                if state.queues.get(&session).is_none_or(|queue| !queue.running) {
+                    state.queues.remove(&session);
                     return;
                 }
             }

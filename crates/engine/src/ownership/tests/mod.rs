@@ -155,7 +155,7 @@ async fn one_attachment_writes_until_it_releases_or_a_migration_is_declared() {
     owners.ask_right(VOLUME, A).await.unwrap();
     assert_eq!(*world.body(A).holder.lock(), Some(A));
     assert_eq!(owners.ask_right(VOLUME, B).await.unwrap_err().kind(), ErrorKind::Unavailable);
-    owners.release_right(VOLUME).await.unwrap();
+    owners.release_right(VOLUME, A).await.unwrap();
     owners.ask_right(VOLUME, B).await.unwrap();
     assert_eq!(*world.body(A).holder.lock(), Some(B));
     // B's host is the source of nothing yet: its right goes when its session does.

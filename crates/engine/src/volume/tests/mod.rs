@@ -1,6 +1,7 @@
 //! Tests of a volume on a host, against files in a temporary directory.
 
 mod fault;
+mod forwarded;
 mod guest;
 mod model;
 mod store;
