@@ -1,8 +1,9 @@
 //! Fetching what is not resident: one flight per page, demand first, every answer checked.
 //!
 //! What to ask for and when is [`pannier_core::movement::Planner`]'s; here it is asked: the own
-//! site's store first, then the peers that may hold the pages, each answer checked by the segment's
-//! block table before it counts.
+//! site's store first, then, in rounds, the peers that may hold the pages and the store again, each
+//! answer checked by the segment's block table before it counts. Pages are lost only when all of
+//! these could be asked, for a while, and none had a good copy.
 
 mod stored;
 
@@ -75,6 +76,23 @@ fn asked(class: movement::Class) -> Class {
         movement::Class::Bulk => Class::Bulk,
         movement::Class::RunAhead => Class::RunAhead,
         movement::Class::Demand => Class::Demand,
+    }
+}
+
+/// Whether a failure says that the source has no good copy; any other may pass, and then the source
+/// may have one.
+fn answered(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::Corrupt => true,
+        ErrorKind::Unavailable
+        | ErrorKind::Fenced
+        | ErrorKind::Invalid
+        | ErrorKind::NoSpace
+        | ErrorKind::Closed
+        | ErrorKind::Internal => {
+            tracing::debug!(%error, "the site's store is away");
+            false
+        }
     }
 }
 
@@ -275,6 +293,13 @@ impl Fetcher {
                 return Hunt::Complete;
             }
         }
+        // Behind the peers: it has just failed once, and may take long to fail again.
+        if let Some(key) = volume.stored_key(segment.name) {
+            match self.stored.pages(&volume, segment.name, &key, &missing).await {
+                Ok(()) => return Hunt::Complete,
+                Err(error) => reached &= answered(&error),
+            }
+        }
         Hunt::Missing(missing, reached)
     }
 
@@ -355,8 +380,15 @@ impl Fetch for Fetcher {
         let flight = self.metas.lock().entry(id).or_default().clone();
         let _one = flight.lock().await;
         let found = match self.meta_from_own_store(&mover, id).await {
-            Some(meta) => Ok(meta),
-            None => self.hunt_meta(&mover, id).await,
+            Ok(Some(meta)) => Ok(meta),
+            Ok(None) => self.hunt_meta(&mover, id).await,
+            Err(error) => {
+                tracing::warn!(
+                    segment = %id, %error,
+                    "the site's store did not give metadata that it should have; asking peers"
+                );
+                self.hunt_meta(&mover, id).await
+            }
         };
         self.metas.lock().remove(&id);
         found
@@ -364,20 +396,15 @@ impl Fetch for Fetcher {
 }
 
 impl Fetcher {
-    /// The metadata within the segment's stored form, when the own site has it.
-    async fn meta_from_own_store(&self, mover: &Mover, segment: SegmentId) -> Option<Bytes> {
-        let volume = mover.local(segment.volume).ok()?;
-        let key = volume.stored_key(segment.name)?;
-        match self.stored.meta(&volume, &key).await {
-            Ok(meta) => Some(meta),
-            Err(error) => {
-                tracing::warn!(
-                    %segment, %error,
-                    "the site's store did not give metadata that it should have; asking peers"
-                );
-                None
-            }
-        }
+    /// The metadata within the segment's stored form; `None` when the own site does not have it.
+    async fn meta_from_own_store(
+        &self,
+        mover: &Mover,
+        segment: SegmentId,
+    ) -> Result<Option<Bytes>> {
+        let Ok(volume) = mover.local(segment.volume) else { return Ok(None) };
+        let Some(key) = volume.stored_key(segment.name) else { return Ok(None) };
+        self.stored.meta(&volume, &key).await.map(Some)
     }
 
     async fn hunt_meta(&self, mover: &Arc<Mover>, segment: SegmentId) -> Result<Bytes> {
@@ -398,9 +425,17 @@ impl Fetcher {
                     }
                 }
             }
+            match self.meta_from_own_store(mover, segment).await {
+                Ok(Some(meta)) => return Ok(meta),
+                Ok(None) => {}
+                Err(error) => reached &= answered(&error),
+            }
             reached_since = if reached { reached_since.or(Some(Instant::now())) } else { None };
             if reached_since.is_some_and(|since| since.elapsed() > limits::LOST_AFTER) {
-                let context = format!("segment {segment}: no host has its metadata");
+                let context = format!(
+                    "segment {segment}: no host or store that can be reached has its metadata; \
+                     bring back the hosts that held it, or restore the volume"
+                );
                 return Err(Error::new(ErrorKind::Corrupt, context));
             }
             self.pause(mover, &mut pause).await?;

@@ -6,6 +6,7 @@ mod support;
 
 use bytes::Bytes;
 use pannier_engine::attachment::Connection;
+use pannier_engine::context::LocalConfig;
 use pannier_engine::host::Host;
 use pannier_engine::port::{BlockDevice, Devices};
 use std::sync::Arc;
@@ -234,4 +235,35 @@ async fn a_guest_waits_while_the_owner_is_away() {
     assert!(!guest.is_finished());
     let _a = cluster.start(1, "west").await;
     tokio::time::timeout(Duration::from_secs(20), guest).await.unwrap().unwrap();
+}
+
+/// A host which keeps almost nothing that is stored, so that reads need the store.
+async fn without_a_cache(cluster: &Cluster) -> (Arc<Host>, Connection) {
+    let config = LocalConfig { cache_bytes: 1 << 20, ..LocalConfig::default() };
+    *cluster.config.lock() = config;
+    let host = cluster.start(1, "west").await;
+    create(&host, 64 * MIB).await;
+    let device = open(&host).await;
+    fill(&device, 40).await;
+    let mut piece = vec![0; 4096];
+    until("eviction", || !device.try_read(0, &mut piece).unwrap()).await;
+    (host, device)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_guest_waits_while_the_only_store_is_away() {
+    let cluster = Cluster::new();
+    let (_host, device) = without_a_cache(&cluster).await;
+    let store = cluster.store("west");
+    store.away.store(true, Ordering::Relaxed);
+    let guest = tokio::spawn(async move {
+        let mut back = vec![0; 4096];
+        device.read(0, &mut back).await.unwrap();
+        assert!(back == block(0, 0));
+    });
+    // Longer than all sources may be without a good copy.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    assert!(!guest.is_finished(), "an outage of the store was taken for a loss");
+    store.away.store(false, Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_secs(10), guest).await.unwrap().unwrap();
 }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -78,16 +78,29 @@ impl Registry for MemoryRegistry {
 pub(crate) struct MemoryObjects {
     /// The objects, by key.
     pub(crate) all: Mutex<BTreeMap<String, Bytes>>,
+    /// It does not answer.
+    pub(crate) away: AtomicBool,
+}
+
+impl MemoryObjects {
+    fn check(&self) -> Result<()> {
+        match self.away.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Unavailable, "the store is away")),
+            false => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
 impl Objects for MemoryObjects {
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
+        self.check()?;
         self.all.lock().insert(key.to_owned(), bytes);
         Ok(())
     }
 
     async fn get(&self, key: &str) -> Result<Bytes> {
+        self.check()?;
         let found = self.all.lock().get(key).cloned();
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no object {key}")))
     }
@@ -97,6 +110,7 @@ impl Objects for MemoryObjects {
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>> {
+        self.check()?;
         Ok(self.all.lock().get(key).map(|bytes| bytes.len() as u64))
     }
 
@@ -250,6 +264,8 @@ pub(crate) struct Cluster {
     /// The network between them.
     pub(crate) net: Arc<Net>,
     stores: Mutex<HashMap<String, Arc<MemoryObjects>>>,
+    /// Of the hosts that are started from now on.
+    pub(crate) config: Mutex<LocalConfig>,
 }
 
 /// The volume that tests use.
@@ -267,6 +283,7 @@ impl Cluster {
             registry: MemoryRegistry::new(),
             net: Net::new(),
             stores: Mutex::default(),
+            config: Mutex::default(),
         }
     }
 
@@ -285,7 +302,7 @@ impl Cluster {
             id,
             site: SiteName(site.to_owned()),
             key: HashKey([7; 32]),
-            config: LocalConfig::default(),
+            config: self.config.lock().clone(),
             registry: self.registry.clone(),
             objects: self.store(site),
             peers: Arc::new(Link { net: self.net.clone(), from: id }),
