@@ -95,9 +95,9 @@ fn kill_9_under_fio_keeps_what_was_written_before() {
 }
 
 #[test]
-fn many_volumes_are_back_within_a_second() {
+fn a_hundred_volumes_are_back_within_a_second() {
     let mut single = Single::start();
-    for index in 0..20 {
+    for index in 0..100 {
         let path = format!("/many/{index}");
         single.host.cli(&["volume", "create", &path, "--size", "64M"]);
         let uri = single.host.nbd_uri(&path);
@@ -108,14 +108,15 @@ fn many_volumes_are_back_within_a_second() {
     let started = Instant::now();
     single.host.start();
     let took = started.elapsed();
-    for index in 0..20 {
+    for index in 0..100 {
         let uri = single.host.nbd_uri(&format!("/many/{index}"));
         let read = format!("read -P {} 1M 64k", index + 1);
         let text = clients::must_run("qemu-io", &["-f", "raw", "-c", &read, &uri]);
         assert!(!text.contains("failed"), "{text}");
     }
-    // A second per hundred volumes on an idle machine; this one compiles and tests meanwhile.
-    assert!(took < Duration::from_secs(5), "20 volumes took {took:?}");
-    println!("20 volumes were back after {took:?}");
+    println!("100 volumes were back after {took:?}");
+    // A second is the promise of the build that ships, on an idle machine.
+    let longest = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
+    assert!(took < longest, "100 volumes took {took:?}");
     single.host.stop();
 }

@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// The daemon to measure [default: build it in release mode]
     #[arg(long)]
     program: Option<PathBuf>,
+    /// Fail when a cell's ratio is below this
+    #[arg(long, default_value_t = 0.7)]
+    least: f64,
     /// Only cells whose name contains this
     #[arg(long)]
     only: Option<String>,
@@ -130,7 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fill(server, block, args.mebibytes)?;
         }
     }
-    let mut results = Vec::new();
+    let (mut results, mut short) = (Vec::new(), Vec::new());
     let chosen = |cell: &&Cell| args.only.as_deref().is_none_or(|part| cell.name.contains(part));
     for cell in CELLS.iter().filter(chosen) {
         let [ours, peer] = measure(args, &servers, cell)?;
@@ -139,6 +142,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if args.output == Output::Text {
             print_row(cell, &ours, &peer, ratio, results.is_empty());
         }
+        if ratio < args.least {
+            short.push(format!("{}: {ratio:.2}", cell.name));
+        }
         results.push(json!({
             "cell": cell.name, "pannier": ours.json(), "nbdkit": peer.json(), "ratio": ratio,
         }));
@@ -146,6 +152,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.output == Output::Json {
         let head = json!({ "rounds": args.rounds, "seconds": args.seconds, "cells": results });
         println!("{}", serde_json::to_string_pretty(&head)?);
+    }
+    if !short.is_empty() {
+        bail!("below {} of nbdkit: {}", args.least, short.join(", "));
     }
     Ok(())
 }
