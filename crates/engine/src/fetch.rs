@@ -318,6 +318,7 @@ impl Fetcher {
             |run: &Range<u32>| PageRun { first: PageIndex(run.start), count: run.end - run.start };
         let runs = wanted.iter().map(run).collect();
         let request = Request::Pages { segment, runs };
+        get_meta_beside(volume, segment.name);
         let answer = mover.peers.call(source, class, request, Bytes::new()).await;
         let (response, payload) = match answer {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
@@ -344,6 +345,19 @@ impl Fetcher {
         }
         Ok(got)
     }
+}
+
+/// Gets what a segment's pages are checked with while they are under way, not after they have come:
+/// a guest's first read of a segment then waits for one round trip.
+fn get_meta_beside(volume: &Arc<Volume>, segment: SegmentName) {
+    let Ok(known) = volume.known(segment) else { return };
+    let volume = volume.clone();
+    // Detached: one flight per segment, which whoever checks the pages joins.
+    drop(tokio::spawn(async move {
+        if let Err(error) = volume.meta_of(&known).await {
+            tracing::debug!(volume = %volume.id(), segment = %known.name, %error, "no metadata");
+        }
+    }));
 }
 
 /// The hosts that may hold a volume's segments: its owner, the giver or taker of a transit, then
