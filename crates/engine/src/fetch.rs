@@ -39,6 +39,8 @@ pub struct Fetcher {
     drained: Notify,
     stored: Stored,
     metas: Mutex<HashMap<SegmentId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Set while what arrives has no place on this host's disk: until then nothing is asked for.
+    full_until: Mutex<Option<Instant>>,
     started: Instant,
 }
 
@@ -102,6 +104,8 @@ enum Hunt {
     Complete,
     /// This is still missing; whether every source was reached.
     Missing(PageRuns, bool),
+    /// This is still missing, and this host has no space for it: no source can help.
+    Full(PageRuns, Error),
 }
 
 impl Fetcher {
@@ -112,6 +116,7 @@ impl Fetcher {
             drained: Notify::new(),
             stored: Stored::default(),
             metas: Mutex::default(),
+            full_until: Mutex::default(),
             started: Instant::now(),
         }
     }
@@ -194,15 +199,36 @@ impl Fetcher {
         segment: SegmentName,
         runs: &[Range<u32>],
     ) -> bool {
+        if self.full_until().is_some_and(|until| until > Instant::now()) {
+            return false;
+        }
         let Some(key) = volume.stored_key(segment) else { return false };
         let done = self.stored.pages(volume, segment, &key, runs).await;
-        if let Err(error) = &done {
-            tracing::warn!(
+        match &done {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NoSpace => self.note_full(volume, error),
+            Err(error) => tracing::warn!(
                 volume = %volume.id(), %segment, %error,
                 "the site's store did not give pages that it should have; asking peers"
-            );
+            ),
         }
         done.is_ok()
+    }
+
+    fn full_until(&self) -> Option<Instant> {
+        *self.full_until.lock()
+    }
+
+    /// Takes note that what arrives has no place, and says so once until something has one again.
+    fn note_full(&self, volume: &Volume, error: &Error) {
+        let next = Instant::now() + limits::FULL_PAUSE;
+        if self.full_until.lock().replace(next).is_none() {
+            tracing::warn!(
+                dir = %volume.context().dir.display(), %error,
+                "the disk is full: what guests read of other hosts' and the store's data cannot be \
+                 kept, and they wait; free space there, or set a smaller cache.size and restart"
+            );
+        }
     }
 
     /// Sends what may be sent, and tells those whose wants have ended.
@@ -243,14 +269,27 @@ impl Fetcher {
         let mut pause = limits::SOURCE_RETRY_FIRST;
         let mut reached_since: Option<Instant> = None;
         loop {
+            if let Some(until) = self.full_until() {
+                tokio::time::sleep_until(until).await;
+            }
             let reached = match self.hunt(mover, &ask, missing).await {
                 Hunt::Complete => {
+                    self.full_until.lock().take();
                     self.plan.lock().planner.answered(ask.id, &ask.runs, self.now());
                     return;
                 }
                 Hunt::Missing(rest, reached) => {
                     missing = rest;
                     reached
+                }
+                Hunt::Full(rest, error) => {
+                    missing = rest;
+                    reached_since = None;
+                    match mover.local(ask.key.volume) {
+                        Ok(volume) => self.note_full(&volume, &error),
+                        Err(_closed) => tokio::time::sleep(pause).await,
+                    }
+                    continue;
                 }
             };
             reached_since = if reached { reached_since.or(Some(Instant::now())) } else { None };
@@ -276,7 +315,19 @@ impl Fetcher {
         let room = mover.room(segment.volume);
         let (mut missing, mut reached) = (wanted, true);
         for source in sources(mover, segment.volume) {
-            match self.ask(mover, &room, &volume, source, ask, &missing).await {
+            let asked = match self.ask(mover, &room, source, ask, &missing).await {
+                Ok((got, bytes)) if !got.is_empty() => {
+                    let kept = volume.insert_pages(segment.name, &got, &bytes).await;
+                    match kept {
+                        Err(error) if error.kind() == ErrorKind::NoSpace => {
+                            return Hunt::Full(missing, error);
+                        }
+                        kept => kept.map(|()| got),
+                    }
+                }
+                asked => asked.map(|(got, _none)| got),
+            };
+            match asked {
                 Ok(got) => missing = frames::without(&missing, &got),
                 Err(error) => match error.kind() {
                     ErrorKind::NotFound => {}
@@ -297,22 +348,24 @@ impl Fetcher {
         if let Some(key) = volume.stored_key(segment.name) {
             match self.stored.pages(&volume, segment.name, &key, &missing).await {
                 Ok(()) => return Hunt::Complete,
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    return Hunt::Full(missing, error);
+                }
                 Err(error) => reached &= answered(&error),
             }
         }
         Hunt::Missing(missing, reached)
     }
 
-    /// Asks one source, and makes what it answers resident.
+    /// Asks one source; what it answers is not checked against the block table yet.
     async fn ask(
         &self,
         mover: &Arc<Mover>,
         room: &Room,
-        volume: &Arc<Volume>,
         source: HostId,
         ask: &Ask<SegmentId>,
         wanted: &PageRuns,
-    ) -> Result<PageRuns> {
+    ) -> Result<(PageRuns, Vec<u8>)> {
         let (segment, class) = (ask.key, asked(ask.class));
         let run =
             |run: &Range<u32>| PageRun { first: PageIndex(run.start), count: run.end - run.start };
@@ -339,11 +392,7 @@ impl Fetcher {
         let wanted = wanted.clone();
         let decoded =
             tokio::task::spawn_blocking(move || frames::decode(&wanted, &frames, &payload));
-        let (got, bytes) = decoded.await.map_err(|_ended| mover.closing("fetching"))??;
-        if !got.is_empty() {
-            volume.insert_pages(segment.name, &got, &bytes).await?;
-        }
-        Ok(got)
+        decoded.await.map_err(|_ended| mover.closing("fetching"))?
     }
 }
 

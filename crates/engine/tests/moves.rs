@@ -267,3 +267,23 @@ async fn a_guest_waits_while_the_only_store_is_away() {
     store.away.store(false, Ordering::Relaxed);
     tokio::time::timeout(Duration::from_secs(10), guest).await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_full_disk_does_not_fetch_the_same_pages_again_and_again() {
+    let cluster = Cluster::new();
+    // Whatever is written to the cache of the second host meets a full disk.
+    let cache = cluster.host_dir(2).join("cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    std::os::unix::fs::symlink("/dev/full", cache.join("slab")).unwrap();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, 16 * MIB).await;
+    let at_a = open(&a).await;
+    fill(&at_a, 8).await;
+    drop(at_a);
+    move_to(&a, "east").await;
+    until("the switch", || owner(&b) == Some(b.id())).await;
+    let sent = || cluster.net.pages.lock().values().copied().max().unwrap_or(0);
+    until("a first try", || sent() > 0).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(sent() <= 2, "a page was sent {} times", sent());
+}

@@ -292,9 +292,14 @@ impl Cluster {
         self.stores.lock().entry(site.to_owned()).or_default().clone()
     }
 
+    /// The directory of the host with this number.
+    pub(crate) fn host_dir(&self, number: u64) -> std::path::PathBuf {
+        self.dir.path().join(format!("host{number}"))
+    }
+
     /// Starts the host with this number; its name and site are given.
     pub(crate) async fn start(&self, number: u64, site: &str) -> Arc<Host> {
-        let dir = self.dir.path().join(format!("host{number}"));
+        let dir = self.host_dir(number);
         std::fs::create_dir_all(dir.join("volumes")).unwrap();
         let id = HostId(number);
         let setup = Setup {
