@@ -103,9 +103,21 @@ impl Mover {
     }
 
     /// The local side of a volume.
+    ///
+    /// # Errors
+    /// `NotFound` when this host has nothing of it, which counts as one copy less; `Unavailable`
+    /// when it has and cannot say what: it is being recovered, or that has failed.
     pub(crate) fn local(&self, volume: VolumeId) -> Result<Arc<Volume>> {
         self.ownership()?.volume(volume).ok_or_else(|| {
-            let context = format!("volume {volume} is not open on host {}", self.host());
+            let host = self.host();
+            if self.context.volume_dir(volume).join("checkpoint").exists() {
+                let context = format!(
+                    "volume {volume} is on host {host} and not open yet; if this lasts, its log \
+                     says why it cannot be recovered"
+                );
+                return Error::new(ErrorKind::Unavailable, context);
+            }
+            let context = format!("nothing of volume {volume} is on host {host}");
             Error::new(ErrorKind::NotFound, context)
         })
     }

@@ -5,14 +5,17 @@
 mod support;
 
 use bytes::Bytes;
+use pannier_core::ids::HostId;
 use pannier_engine::attachment::Connection;
 use pannier_engine::context::LocalConfig;
+use pannier_engine::error::ErrorKind;
 use pannier_engine::host::Host;
-use pannier_engine::port::{BlockDevice, Devices};
+use pannier_engine::message::Request;
+use pannier_engine::port::{BlockDevice, Devices, PeerService};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{Cluster, PATH, create, independent, move_to, owner, until};
+use support::{Cluster, PATH, create, independent, move_to, owner, path, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -286,4 +289,22 @@ async fn a_full_disk_does_not_fetch_the_same_pages_again_and_again() {
     until("a first try", || sent() > 0).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(sent() <= 2, "a page was sent {} times", sent());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_host_that_cannot_recover_its_copy_does_not_say_that_it_has_none() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, 16 * MIB).await;
+    let volume = a.directory().volume_at(&path()).unwrap().record.id;
+    let ask = async |host: &Host| {
+        let request = Request::Checkpoint { volume };
+        host.serve(HostId(9), request, Bytes::new()).await.map(|_| ()).unwrap_err().kind()
+    };
+    assert_eq!(ask(&b).await, ErrorKind::NotFound);
+    cluster.stop(a).await;
+    let volumes = cluster.host_dir(1).join("volumes");
+    std::fs::write(volumes.join(volume.to_string()).join("checkpoint"), b"rot").unwrap();
+    let a = cluster.start(1, "west").await;
+    assert_eq!(ask(&a).await, ErrorKind::Unavailable);
 }
