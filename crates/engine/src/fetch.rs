@@ -9,7 +9,7 @@ mod stored;
 
 use crate::context::Fetch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::{PAYLOAD_BYTES_MAX, PageRun, Request, Response};
+use crate::message::{PageRun, Request, Response};
 use crate::mover::{Mover, Room, frames, limits};
 use crate::port::Class;
 use crate::serve::unpack;
@@ -18,6 +18,7 @@ use crate::volume::log::{PageRuns, pages_in};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pannier_core::format::segment::SegmentMeta;
+use pannier_core::format::segment::limits::META_BYTES_READ_MAX;
 use pannier_core::ids::{HostId, SegmentId, SegmentName, VolumeId};
 use pannier_core::movement::{self, Ask, Outcome, Planner, Token};
 use pannier_core::units::{BLOCK_BYTES, PageIndex, Time};
@@ -524,7 +525,7 @@ impl Fetcher {
         };
         let wire = payload.len() as u64;
         mover.room(segment.volume).wire_bytes.fetch_add(wire, Ordering::Relaxed);
-        let bytes = unpack(encoding, payload, 2 * PAYLOAD_BYTES_MAX)?;
+        let bytes = unpack(encoding, payload, META_BYTES_READ_MAX)?;
         let meta = SegmentMeta::decode(&bytes, &mover.context.key).map_err(|error| {
             let context = format!("segment {segment}: metadata from host {source} is bad: {error}");
             Error::new(ErrorKind::Corrupt, context)

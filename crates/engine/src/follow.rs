@@ -150,7 +150,7 @@ impl Task {
         };
         match self.call(request).await? {
             (Response::Log { encoding, end }, payload) => {
-                let bytes = unpack(encoding, payload, 4 * PAYLOAD_BYTES_MAX)?;
+                let bytes = unpack(encoding, payload, limits::LOG_ANSWER_BYTES_MAX)?;
                 let batch = postcard::from_bytes(&bytes).map_err(|error| {
                     let context = format!("host {} sent a damaged piece of the log", self.from);
                     Error::new(ErrorKind::Corrupt, context).with_source(error)

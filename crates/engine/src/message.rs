@@ -4,14 +4,17 @@
 //! asks for may be more than one answer can carry; then the answer is a prefix and the asker goes
 //! on from there. Every request may be repeated: it is either idempotent or numbered.
 
+use pannier_core::format::segment::limits::META_BYTES_MAX;
 use pannier_core::ids::{Epoch, HostId, ObjectHash, RequestNumber, SegmentId, SessionId, VolumeId};
 use pannier_core::units::PageIndex;
 use pannier_core::volume::Position;
 use serde::{Deserialize, Serialize};
 
-/// Largest payload of a request or an answer: one segment's metadata with 4096 data pages in the
-/// worst case (an entry and a hash per page) fits twice, and a stalled peer holds little memory.
+/// Largest payload of a request or an answer: one segment's metadata fits, however the segment was
+/// filled, and a stalled peer holds little memory.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
+const _: () = assert!(META_BYTES_MAX <= PAYLOAD_BYTES_MAX, "metadata goes in one message");
 
 /// Largest piece of a guest's read, write or status request in one message. Longer ones are split.
 pub const FORWARD_BYTES_MAX: u64 = 256 << 10;

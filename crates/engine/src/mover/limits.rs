@@ -1,5 +1,6 @@
 //! Every bound of the mover, with its reason.
 
+use pannier_core::format::segment::limits::META_BYTES_READ_MAX;
 use std::time::Duration;
 
 /// Forwarded changes of one attachment that are outstanding: with at most 256 KiB each, 32 MiB, and
@@ -39,6 +40,11 @@ pub const RUNS_MAX: usize = 256;
 
 /// Bytes of log in one answer, about: several fit into the window of a WAN.
 pub const LOG_BYTES_MAX: usize = 256 << 10;
+
+/// Largest answer with a piece of the log that is taken: [`LOG_BYTES_MAX`] of metadata or one
+/// segment's, whichever is more, and names and positions, which take less than 64 bytes each.
+pub const LOG_ANSWER_BYTES_MAX: usize =
+    META_BYTES_READ_MAX + 64 * (crate::limits::LOG_BATCH_SEGMENTS_MAX + 2);
 
 /// Longest wait for news of the log at the owner.
 pub const LOG_WAIT: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 use super::entry::{Entry, EntryKind, Link};
 use super::group::{GROUP_ENTRIES_MAX, GroupHeader, slot};
 use super::header::Header;
-use super::limits::DATA_PAGES_MAX;
+use super::limits::{DATA_PAGES_MAX, ENTRIES_MAX};
 use super::meta::SegmentMeta;
 use super::seal::{Sealing, index_and_table_pages};
 use super::{FIRST_GROUP_PAGE, PAGE_BYTES, Page, bytes, crc32c};
@@ -210,6 +210,7 @@ impl SegmentWriter {
         let all_entries = self.entries.len() as u64 + u64::from(entries);
         let tail = u64::from(self.tail.0) + u64::from(descriptors) + u64::from(data_pages);
         all_data <= DATA_PAGES_MAX.into()
+            && all_entries <= ENTRIES_MAX.into()
             && tail + index_and_table_pages(all_entries, all_data)
                 <= u64::from(self.header.capacity_pages)
     }

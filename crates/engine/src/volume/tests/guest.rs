@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::port::{ExtentState, StatusExtent, WriteRequest};
+use pannier_core::format::segment::limits::META_BYTES_MAX;
 
 const SIZE: u64 = 8 << 20;
 
@@ -142,4 +143,25 @@ async fn a_block_is_read_while_its_segment_is_sealed() {
         volume.seal_open().await.unwrap();
         reader.join().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_small_discards_makes_segments_that_fit_into_a_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LocalConfig { background: false, ..LocalConfig::default() };
+    let context = host(dir.path(), config, &Arc::default(), Disk::default());
+    let volume = created(&context, 128 << 20).await;
+    let start = volume.position();
+    for block in 0..20_000 {
+        volume.discard(block * 4096, 4096, false).await.unwrap();
+    }
+    volume.seal_open().await.unwrap();
+    let batch = volume.log_since(start, usize::MAX).await.unwrap();
+    let metas = batch.segments.iter().map(|(_, bytes)| {
+        assert!(bytes.len() <= META_BYTES_MAX, "{} bytes of metadata", bytes.len());
+        SegmentMeta::decode(bytes, &KEY).unwrap().entries().len()
+    });
+    let entries: Vec<_> = metas.collect();
+    assert!(entries.len() > 1, "{entries:?}");
+    assert_eq!(entries.iter().sum::<usize>(), 20_000);
 }
