@@ -154,14 +154,30 @@ impl Volume {
         if fua { self.flush_log().await } else { Ok(()) }
     }
 
-    /// Changes the size; a multiple of 512. Only growth is for guests, but shrinking is recorded
-    /// alike.
+    /// Grows the volume to a multiple of 512 bytes. The size that counts is the one here, which the
+    /// registry may not know yet.
     ///
     /// # Errors
-    /// `Invalid`, or as [`Volume::write`].
+    /// `Invalid` for a size that is smaller or cannot be, or as [`Volume::write`].
     pub async fn resize(&self, size_bytes: u64) -> Result<()> {
         check_size(size_bytes)?;
-        self.submit(|journal| self.append(journal, &[Change::Resize { size_bytes }], None)).await?;
+        self.submit(|journal| {
+            journal.check()?;
+            let now = self.size_bytes();
+            if size_bytes < now {
+                let text = format!(
+                    "volume {} has {now} bytes and cannot shrink to {size_bytes}; resize it to \
+                     {now} or more, or copy it to a smaller volume",
+                    self.id
+                );
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+            if size_bytes == now {
+                return Ok(Ok(()));
+            }
+            self.append(journal, &[Change::Resize { size_bytes }], None)
+        })
+        .await?;
         self.flush_log().await
     }
 

@@ -165,3 +165,20 @@ async fn a_stream_of_small_discards_makes_segments_that_fit_into_a_message() {
     assert!(entries.len() > 1, "{entries:?}");
     assert_eq!(entries.iter().sum::<usize>(), 20_000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_grows_and_never_shrinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, SIZE).await;
+    volume.resize(SIZE * 2).await.unwrap();
+    volume.write(SIZE * 2 - 4096, pattern(1, 4096), false).await.unwrap();
+    let position = volume.position();
+    for size in [0, 512, SIZE, SIZE + 4096, SIZE * 2 - 512] {
+        let refused = volume.resize(size).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Invalid, "{size}");
+    }
+    volume.resize(SIZE * 2).await.unwrap();
+    assert_eq!((volume.position(), volume.size_bytes()), (position, SIZE * 2));
+    assert!(read(&volume, SIZE * 2 - 4096, 4096).await == pattern(1, 4096));
+}
