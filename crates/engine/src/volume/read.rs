@@ -137,9 +137,13 @@ impl Volume {
             let run_start = run.first_block.byte_offset();
             let run_end = (run_start + u64::from(run.count) * BLOCK_BYTES).min(end);
             let from = match run.target {
-                Target::Data(index, page) => state
-                    .segment(index)
-                    .map(|segment| (Arc::clone(segment), page.byte_offset() + reached - run_start)),
+                Target::Data(index, page) => {
+                    // A checkpoint whose map names an unknown segment is not opened.
+                    let Some(segment) = state.segment(index) else {
+                        unreachable!("volume {} maps {run:?} to an unknown segment", self.id);
+                    };
+                    Some((Arc::clone(segment), page.byte_offset() + reached - run_start))
+                }
                 Target::Zero | Target::Hole => None,
             };
             let into = (reached - offset) as usize..(run_end - offset) as usize;

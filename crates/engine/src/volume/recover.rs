@@ -20,12 +20,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::PoolFile;
 use crate::upload::StoredList;
 use bytes::Bytes;
-use pannier_core::format::checkpoint::{Root, decode_page};
+use pannier_core::format::checkpoint::{DecodeError, Root, decode_page};
 use pannier_core::format::segment::{
     Entry, Header, Link, OpenSegment, PAGE_BYTES, Recovered, SEAL_PAGE, SealedSegment, SegmentMeta,
 };
 use pannier_core::ids::{SegmentId, SegmentName, VolumeId};
-use pannier_core::map::{Map, MapPageIndex};
+use pannier_core::map::{LoadTarget, Map, MapPageIndex};
 use pannier_core::units::BLOCK_BYTES;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
@@ -319,18 +319,28 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
     Ok(volume)
 }
 
-fn load_map(context: &HostContext, dir: &Path, root: &Root) -> Result<Map> {
+/// The checkpoint's map. One that names a segment which the checkpoint does not list is refused:
+/// its blocks would have no bytes.
+pub(super) fn load_map(context: &HostContext, dir: &Path, root: &Root) -> Result<Map> {
     let corrupt = |what: &str, error: &dyn std::error::Error| {
         let text = format!("{} of volume {}: {error}; restore it", what, root.volume);
         Error::new(ErrorKind::Corrupt, text)
     };
     let blocks = root.size_bytes.div_ceil(BLOCK_BYTES);
     let mut map = Map::new(blocks).map_err(|e| corrupt("the checkpoint", &e))?;
+    let listed: BTreeSet<_> = root.segments.iter().map(|segment| segment.name).collect();
     for (number, hash) in root.pages.iter().enumerate() {
         let Some(hash) = hash else { continue };
         let bytes = crate::checkpoint::read_object(context, dir, *hash)?;
         let page = decode_page(&bytes).map_err(|e| corrupt("a map page", &e))?;
         let index = MapPageIndex(number as u32);
+        let unlisted = page.runs.iter().any(
+            |(_, target)| matches!(target, LoadTarget::Data(name, _) if !listed.contains(name)),
+        );
+        if unlisted {
+            let error = DecodeError::Wrong("it names a segment that is not listed");
+            return Err(corrupt("a map page", &error));
+        }
         map.load_page(index, &page.runs).map_err(|e| corrupt("a map page", &e))?;
     }
     Ok(map)

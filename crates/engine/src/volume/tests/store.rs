@@ -2,8 +2,10 @@
 
 use super::model::gone;
 use super::*;
+use crate::checkpoint::Saved;
 use crate::context::{Publication, Publish};
 use crate::volume::log::{Operation, object_key};
+use crate::volume::recover::load_map;
 use pannier_core::ids::{ObjectHash, RequestNumber, SessionId};
 use pannier_core::record::PublishedCheckpoint;
 
@@ -354,4 +356,21 @@ async fn what_is_set_aside_is_bounded() {
     let kept = ["1.1-2", "1.1-4", "1.1-4.1", "1.1-9", "beyond-7"].map(|name| aside.join(name));
     assert_eq!(left, kept);
     assert!(tail.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_that_names_an_unlisted_segment_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, SIZE).await;
+    fill(&volume, 8, 1).await;
+    volume.checkpoint_local().await.unwrap();
+    gone(volume).await;
+    let dir = context.volume_dir(ID);
+    let mut root = Saved::read_local(&context, &dir, ID).unwrap().root;
+    assert!(load_map(&context, &dir, &root).is_ok());
+    root.segments.clear();
+    let refused = load_map(&context, &dir, &root).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    assert!(refused.to_string().contains("not listed"), "{refused}");
 }
