@@ -316,6 +316,7 @@ impl Fetcher {
         let room = mover.room(segment.volume);
         let (mut missing, mut reached) = (wanted, true);
         for source in sources(mover, segment.volume) {
+            get_meta_beside(&volume, segment.name);
             let asked = match self.ask(mover, &room, source, ask, &missing).await {
                 Ok((got, bytes)) if !got.is_empty() => {
                     let kept = volume.insert_pages(segment.name, &got, &bytes).await;
@@ -372,7 +373,6 @@ impl Fetcher {
             |run: &Range<u32>| PageRun { first: PageIndex(run.start), count: run.end - run.start };
         let runs = wanted.iter().map(run).collect();
         let request = Request::Pages { segment, runs };
-        get_meta_beside(volume, segment.name);
         let answer = mover.peers.call(source, class, request, Bytes::new()).await;
         let (response, payload) = match answer {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
