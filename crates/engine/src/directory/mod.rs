@@ -53,6 +53,8 @@ pub struct Directory {
     /// Volumes whose record was read from the registry in this boot.
     seen: RwLock<Seen>,
     boot: String,
+    /// The boot in which the file that this daemon found was read from the registry.
+    cached_boot: String,
     reachable: AtomicBool,
     news: broadcast::Sender<News>,
 }
@@ -73,25 +75,27 @@ impl Directory {
     /// `boot` identifies this boot of the host.
     pub fn open(dir: &Path, registry: Arc<dyn Registry>, boot: &str) -> Self {
         let file = dir.join(CACHE_FILE);
-        let (copy, all) = match std::fs::read(&file) {
+        let (copy, cached_boot) = match std::fs::read(&file) {
             Ok(bytes) => match Copy::decode(&bytes) {
-                Some((copy, cached_boot)) => (copy, cached_boot == boot),
+                Some((copy, cached_boot)) => (copy, Some(cached_boot)),
                 None => {
                     tracing::warn!(
                         file = %file.display(),
                         "the copy of the registry is damaged and is read anew"
                     );
-                    (Copy::default(), false)
+                    (Copy::default(), None)
                 }
             },
-            Err(_absent) => (Copy::default(), false),
+            Err(_absent) => (Copy::default(), None),
         };
+        let all = cached_boot.as_deref() == Some(boot);
         Self {
             registry,
             file,
             copy: RwLock::new(copy),
             seen: RwLock::new(Seen { all, volumes: HashSet::new() }),
             boot: boot.to_owned(),
+            cached_boot: cached_boot.unwrap_or_default(),
             reachable: AtomicBool::new(false),
             news: broadcast::Sender::new(NEWS_MAX),
         }

@@ -188,6 +188,44 @@ async fn the_copy_serves_while_the_registry_is_away_and_changes_say_so() {
 }
 
 #[tokio::test]
+async fn a_copy_from_before_a_reboot_stays_one_until_all_of_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Memory::default());
+    let before = Arc::new(Directory::open(dir.path(), registry.clone(), "boot"));
+    before.create_volume(&volume("/a", 1)).await.unwrap();
+    before.create_volume(&volume("/b", 2)).await.unwrap();
+    let run = |directory: Arc<Directory>, through| async move {
+        let stop = CancellationToken::new();
+        let watch = tokio::spawn(directory.clone().watch(stop.clone()));
+        until(|| directory.revision() == Revision(through)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stop.cancel();
+        watch.await.unwrap();
+    };
+    run(before, 2).await;
+
+    // The first daemon after the reboot reads one record; its watch never gets an answer.
+    let first = Arc::new(Directory::open(dir.path(), registry.clone(), "next boot"));
+    first.fresh_volume(VolumeId(1)).await.unwrap();
+    assert!(!first.seen_in_this_boot(VolumeId(2)));
+    registry.set_away(true);
+    run(first, 2).await;
+    let second = Arc::new(Directory::open(dir.path(), registry.clone(), "next boot"));
+    for id in [VolumeId(1), VolumeId(2)] {
+        assert!(second.volume(id).is_some());
+        assert!(!second.seen_in_this_boot(id), "{id} is a memory from before the reboot");
+    }
+
+    registry.set_away(false);
+    second.create_volume(&volume("/c", 3)).await.unwrap();
+    let seen = second.clone();
+    let all = async { until(|| seen.seen_in_this_boot(VolumeId(2))).await };
+    tokio::join!(run(second, 3), all);
+    let third = Directory::open(dir.path(), registry, "next boot");
+    assert!(third.seen_in_this_boot(VolumeId(2)));
+}
+
+#[tokio::test]
 async fn a_watch_hears_of_others_and_finds_a_registry_that_is_back() {
     let dir = tempfile::tempdir().unwrap();
     let registry = Arc::new(Memory::default());

@@ -98,7 +98,10 @@ impl Directory {
 
     /// Writes the copy's file.
     async fn save(&self) {
-        let bytes = self.copy.read().encode(&self.boot);
+        // The file's boot vouches for every record in it, so it is this one only once all were read
+        // from the registry: a reboot may have made the owner of any other another host.
+        let boot = if self.seen.read().all { &self.boot } else { &self.cached_boot };
+        let bytes = self.copy.read().encode(boot);
         let file = self.file.clone();
         let write = move || bytes.and_then(|bytes| replace_file(&file, &bytes));
         let written = tokio::task::spawn_blocking(write).await;
