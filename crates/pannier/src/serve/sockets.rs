@@ -122,19 +122,16 @@ pub(crate) fn open(
 ) -> Result<Sockets, Failure> {
     let nbd_path = config.nbd_socket.clone().unwrap_or_else(|| dir.join(NBD_SOCKET));
     let api_path = config.api_socket.clone().unwrap_or_else(|| dir.join(API_SOCKET));
-    let mut sockets = Sockets {
-        nbd: Vec::new(),
-        api: match inherited.remove("api").and_then(|mut all| all.pop()) {
-            Some(fd) => UnixListener::from(fd),
-            None => bind(&api_path)?,
-        },
-        nbd_path,
-        nbd_address: None,
-        bound: Vec::new(),
+    let mut bound = Vec::new();
+    let api = match inherited.remove("api").and_then(|mut all| all.pop()) {
+        Some(fd) => UnixListener::from(fd),
+        None => {
+            let api = bind(&api_path)?;
+            bound.push(api_path);
+            api
+        }
     };
-    if is_at(&sockets.api, &api_path) {
-        sockets.bound.push(api_path);
-    }
+    let mut sockets = Sockets { nbd: Vec::new(), api, nbd_path, nbd_address: None, bound };
     let mut inherited_unix = false;
     for fd in inherited.remove("nbd").unwrap_or_default() {
         let address = rustix::net::getsockname(fd.as_fd())
@@ -168,10 +165,6 @@ pub(crate) fn open(
 
 fn local_path(listener: &UnixListener) -> Option<PathBuf> {
     listener.local_addr().ok()?.as_pathname().map(Path::to_owned)
-}
-
-fn is_at(listener: &UnixListener, path: &Path) -> bool {
-    local_path(listener).as_deref() == Some(path)
 }
 
 /// Binds a unix socket, over a leftover that nobody answers on.
