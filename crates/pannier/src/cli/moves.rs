@@ -28,13 +28,15 @@ pub(super) async fn run(client: &Client, args: Move, printer: &Printer) -> Resul
         Some((site, host)) => (site.to_owned(), Some(host.to_owned())),
         None => (to.clone(), None),
     };
+    let before: Volume = client.get(&volume::url(&args.path)).await?;
+    let goal = Goal { site: site.clone(), host: host.clone(), epoch_before: before.epoch };
     let begin = BeginMove { site: site.clone(), host, at_first_write: args.at_first_write };
     let started = Instant::now();
     client.send::<_, ()>(Method::POST, &url, &begin).await?;
     let default = if args.at_first_write { Wait::Declared } else { Wait::Switched };
     let wait = args.wait.unwrap_or(default);
     let moved = tokio::select! {
-        moved = follow(client, &args.path, &site, wait, printer) => moved?,
+        moved = follow(client, &args.path, &goal, wait, printer) => moved?,
         _ = tokio::signal::ctrl_c() => {
             printer.line(&format!(
                 "the move of {} goes on; `pannier status {0}` shows it, `pannier move {0} --abort` \
@@ -64,11 +66,41 @@ pub(super) async fn run(client: &Client, args: Move, printer: &Printer) -> Resul
     Ok(())
 }
 
+/// Where a move ends.
+struct Goal {
+    site: String,
+    /// The host, if one was named.
+    host: Option<String>,
+    /// Epoch before the move: what is said of that one is not this move's work, not even at the
+    /// same site.
+    epoch_before: u64,
+}
+
+impl Goal {
+    /// Whether the volume's owner is where the move goes, by this move.
+    fn is_owner(&self, shown: &Volume) -> bool {
+        let host = self.host.as_ref().is_none_or(|host| shown.owner == *host);
+        shown.site == self.site && host && shown.epoch > self.epoch_before
+    }
+
+    /// Whether the move is where `wait` says.
+    fn is_reached(&self, shown: &Volume, wait: Wait) -> bool {
+        match wait {
+            Wait::Declared => true,
+            Wait::Switched => self.is_owner(shown) && !in_switch(shown.movement.as_ref()),
+            Wait::Independent => {
+                let home = shown.homes.iter().find(|home| home.site == self.site);
+                self.is_owner(shown) && home.is_some_and(|home| home.independent)
+            }
+        }
+    }
+}
+
 /// Follows the move until it is where `wait` says; returns the volume as it then is.
 async fn follow(
     client: &Client,
     path: &VolumePath,
-    site: &str,
+    goal: &Goal,
     wait: Wait,
     printer: &Printer,
 ) -> Result<Volume, Failure> {
@@ -86,20 +118,12 @@ async fn follow(
             Err(failure) => return Err(failure),
         };
         answered = Instant::now();
-        let at_site = shown.site == site;
-        let home = shown.homes.iter().find(|home| home.site == site);
-        let independent = at_site && home.is_some_and(|home| home.independent);
-        let done = match wait {
-            Wait::Declared => true,
-            Wait::Switched => at_site && !in_switch(shown.movement.as_ref()),
-            Wait::Independent => independent,
-        };
-        if done {
+        if goal.is_reached(&shown, wait) {
             bars.finish();
             return Ok(shown);
         }
         begun |= shown.movement.is_some();
-        if begun && shown.movement.is_none() && !at_site {
+        if begun && shown.movement.is_none() && !goal.is_owner(&shown) {
             return Err(Failure::new(
                 ErrorKind::Closed,
                 format!(
@@ -168,4 +192,55 @@ pub(super) async fn takeover(
     let shown: Volume = client.get(&volume::url(&args.path)).await?;
     printer.result(&shown, || status::volume(&shown));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::Home;
+
+    /// A volume at site `west`, which depends on no other.
+    fn shown(owner: &str, epoch: u64) -> Volume {
+        let home = Home {
+            site: "west".to_owned(),
+            checkpoint_epoch: Some(epoch),
+            checkpoint_sequence: Some(1),
+            independent: true,
+        };
+        Volume {
+            id: "1".to_owned(),
+            path: "/v".to_owned(),
+            size_bytes: 4096,
+            shared: false,
+            owner: owner.to_owned(),
+            site: "west".to_owned(),
+            epoch,
+            places: Vec::new(),
+            homes: vec![home],
+            movement: None,
+        }
+    }
+
+    #[test]
+    fn a_move_within_a_site_is_over_at_its_host_and_in_a_later_epoch() {
+        let goal = |site: &str, host: Option<&str>| Goal {
+            site: site.to_owned(),
+            host: host.map(str::to_owned),
+            epoch_before: 4,
+        };
+        for (goal, owner, epoch, reached) in [
+            (goal("west", Some("w2")), "w1", 4, false),
+            (goal("west", Some("w2")), "w2", 4, false),
+            (goal("west", Some("w2")), "w3", 5, false),
+            (goal("west", Some("w2")), "w2", 5, true),
+            (goal("west", None), "w1", 4, false),
+            (goal("west", None), "w1", 5, true),
+            (goal("east", None), "w1", 5, false),
+        ] {
+            for wait in [Wait::Switched, Wait::Independent] {
+                let found = goal.is_reached(&shown(owner, epoch), wait);
+                assert_eq!(found, reached, "{owner} in epoch {epoch}, {wait:?}");
+            }
+        }
+    }
 }
