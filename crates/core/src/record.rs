@@ -152,6 +152,18 @@ pub struct VolumeRecord {
     pub homes: BTreeMap<SiteName, Home>,
 }
 
+impl VolumeRecord {
+    /// Whether it was proven that a site depends on no other for this volume: under the present
+    /// owner, since another one's checkpoint lacks what was written after it.
+    #[must_use]
+    pub fn is_independent_at(&self, site: &SiteName) -> bool {
+        self.homes.get(site).is_some_and(|home| {
+            let epoch = home.checkpoint.as_ref().map(|checkpoint| checkpoint.epoch);
+            home.independent && epoch == Some(self.epoch)
+        })
+    }
+}
+
 /// A site: hosts that share a store and are near each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteRecord {

@@ -244,8 +244,7 @@ impl Told {
                 .map(|(site, home)| HomeStatus {
                     site: site.clone(),
                     checkpoint: home.checkpoint.as_ref().map(|it| (it.epoch, it.through)),
-                    independent: home.independent
-                        && home.checkpoint.as_ref().is_some_and(|it| it.epoch == record.epoch),
+                    independent: record.is_independent_at(site),
                 })
                 .collect(),
             movement: self.movement(record),

@@ -139,9 +139,9 @@ pub(super) fn entry(record: &VolumeRecord, directory: &Directory) -> types::Volu
         moving_to: record.transit.as_ref().map(|transit| directory.host_name(transit.to)),
         independent_at: record
             .homes
-            .iter()
-            .filter(|(_, home)| home.independent)
-            .map(|(site, _)| site.to_string())
+            .keys()
+            .filter(|site| record.is_independent_at(site))
+            .map(ToString::to_string)
             .collect(),
     }
 }

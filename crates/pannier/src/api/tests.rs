@@ -6,6 +6,9 @@ use crate::config::Config;
 use crate::output::Printer;
 use clap::Parser as _;
 use hyper::Method;
+use pannier_core::ids::{Epoch, HostId, ObjectHash, Sequence, SiteName, VolumeId};
+use pannier_core::record::{Home, PublishedCheckpoint, VolumePath, VolumeRecord};
+use pannier_engine::directory::Directory;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -69,6 +72,32 @@ impl Served {
         self.stop.cancel();
         self.parts.stop().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_list_names_the_sites_that_are_independent_in_the_present_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = pannier_stores::registry::Embedded::open(dir.path().join("registry")).unwrap();
+    let directory = Directory::open(dir.path(), std::sync::Arc::new(registry), "boot");
+    let home = |epoch, independent| {
+        let object = ObjectHash([1; 32]);
+        let checkpoint = PublishedCheckpoint { epoch: Epoch(epoch), through: Sequence(1), object };
+        Home { checkpoint: Some(checkpoint), independent }
+    };
+    let homes = [("east", home(3, true)), ("north", home(4, false)), ("west", home(4, true))];
+    let record = VolumeRecord {
+        id: VolumeId(1),
+        path: VolumePath::parse("/v").unwrap(),
+        size_bytes: 4096,
+        owner: HostId(1),
+        epoch: Epoch(4),
+        reserved: Epoch(4),
+        transit: None,
+        ended: None,
+        shared: false,
+        homes: homes.map(|(site, home)| (SiteName(site.to_owned()), home)).into(),
+    };
+    assert_eq!(convert::entry(&record, &directory).independent_at, ["west"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
