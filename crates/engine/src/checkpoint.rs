@@ -265,11 +265,9 @@ impl Volume {
         let written = self.write_taken(&mut checkpointer, taken).await;
         match written {
             Ok(hash) => {
-                self.map.write().base = position;
+                let former = std::mem::replace(&mut self.map.write().base, position);
                 self.recycle_dead(dead, kept);
-                let mut journal = self.journal.lock();
-                let keep = kept.unwrap_or(Sequence(u64::MAX));
-                journal.log.retain(|sequence, _| *sequence > position.sequence().min(keep));
+                self.journal.lock().trim(former, position, kept);
                 Ok(hash)
             }
             Err(error) => {

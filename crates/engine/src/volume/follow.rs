@@ -27,6 +27,17 @@ impl Journal {
         let followed = self.followed.filter(|followed| followed.at.elapsed() < recent)?;
         (self.log.len() <= limits::FOLLOWED_SEGMENTS_MAX).then_some(followed.sequence)
     }
+
+    /// Drops what a checkpoint at `base` makes unnecessary, save what a follower at `kept` may
+    /// still ask for: what is behind its position, and the position itself, by which it asks. The
+    /// checkpoint before began at `former`.
+    pub(crate) fn trim(&mut self, former: Position, base: Position, kept: Option<Sequence>) {
+        self.log.retain(|sequence, _| {
+            *sequence > base.sequence() || kept.is_some_and(|kept| *sequence >= kept)
+        });
+        let mut known = self.former_base.into_iter().chain([former]);
+        self.former_base = known.rfind(|known| kept == Some(known.sequence()));
+    }
 }
 
 impl Volume {
@@ -65,7 +76,7 @@ impl Volume {
             chain_crc: log.chain_crc,
         };
         let here = journal.log.get(&position.sequence()).map(known);
-        if position != base && here != Some(position) {
+        if ![Some(base), here, journal.former_base].contains(&Some(position)) {
             return if position.sequence() < base.sequence() && here.is_none() {
                 let text = format!("the log of volume {} no longer reaches back so far", self.id);
                 Err(Error::new(ErrorKind::NotFound, text))

@@ -65,6 +65,9 @@ pub(crate) struct Journal {
     pub(crate) sessions: SessionTable,
     /// The follower that asked last.
     pub(crate) followed: Option<super::follow::Followed>,
+    /// Where the log began before the newest checkpoint, while that follower is still there: no
+    /// entry of the log says so.
+    pub(crate) former_base: Option<Position>,
 }
 
 /// A segment of the log that is not open any more.
@@ -131,6 +134,7 @@ impl Journal {
             rescues: 0,
             sessions,
             followed: None,
+            former_base: None,
         }
     }
 

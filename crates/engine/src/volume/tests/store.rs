@@ -262,6 +262,38 @@ async fn a_follower_takes_the_log_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_log_reaches_back_to_the_follower_over_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let owner = created(&context, SIZE).await;
+    fill(&owner, 10, 1).await;
+    owner.checkpoint().await.unwrap();
+    let base = owner.position();
+    let write = async |first_seed| {
+        fill(&owner, 10, first_seed).await;
+        owner.seal_open().await.unwrap();
+    };
+    write(100).await;
+    write(200).await;
+    // At a checkpoint, and then at a segment of the log behind it.
+    let entry = owner.log_since(base, 1).await.unwrap().through;
+    for (round, at) in [base, entry].into_iter().enumerate() {
+        let next = owner.log_since(at, 1).await.unwrap().through;
+        assert_ne!(next, at);
+        for checkpoint in 0..3 {
+            owner.checkpoint().await.unwrap();
+            let again = owner.log_since(at, 1).await;
+            let again = again.unwrap_or_else(|error| panic!("{at:?}, {checkpoint}: {error}"));
+            assert_eq!(again.through, next);
+            write(1000 * (1 + round as u64) + 100 * checkpoint).await;
+        }
+    }
+    // Where the follower is not any more, nothing is kept.
+    owner.checkpoint().await.unwrap();
+    assert_eq!(owner.log_since(base, 1).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sessions_requests_are_applied_once_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let context = host(dir.path(), small(), &Arc::default(), Disk::default());
