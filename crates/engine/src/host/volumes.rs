@@ -6,14 +6,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::Part;
 use crate::volume::Volume;
 use pannier_core::ids::{Epoch, VolumeId};
+use pannier_core::map::SIZE_BLOCKS_MAX;
 use pannier_core::record::{VolumePath, VolumeRecord};
-use pannier_core::units::SECTOR_BYTES;
+use pannier_core::units::{BLOCK_BYTES, SECTOR_BYTES};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Largest volume: block indices of its last byte stay far from overflow, and a map of it is
-/// finite.
-const SIZE_BYTES_MAX: u64 = 1 << 50;
+/// Largest volume: what a map can have.
+const SIZE_BYTES_MAX: u64 = SIZE_BLOCKS_MAX * BLOCK_BYTES;
 
 /// How long a new owner may take until it appends: a few syncs.
 pub(super) const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -39,7 +39,10 @@ fn check_size(size_bytes: u64) -> Result<()> {
         return fail(format!("{size_bytes} bytes are not whole 512-byte sectors; take {next}"));
     }
     if size_bytes > SIZE_BYTES_MAX {
-        return fail(format!("{size_bytes} bytes are more than the largest volume has (1 PiB)"));
+        let tebibytes = SIZE_BYTES_MAX >> 40;
+        return fail(format!(
+            "{size_bytes} bytes are more than the largest volume has ({tebibytes} TiB)"
+        ));
     }
     Ok(())
 }
@@ -84,7 +87,11 @@ impl Host {
             self.directory.create_volume(&record).await
         };
         if let Err(error) = registered.await {
-            self.remove(id).await;
+            // Where only the answer was lost, the registry has the volume, and it is here alone:
+            // the watch tells. Where it has not, the next start sweeps it away.
+            if error.kind() != ErrorKind::Unavailable {
+                self.remove(id).await;
+            }
             return Err(error);
         }
         self.await_owner(id).await;

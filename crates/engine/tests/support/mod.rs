@@ -4,8 +4,9 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use pannier_core::ids::{HashKey, HostId, SiteName};
-use pannier_core::record::{HostRecord, VolumePath};
+use pannier_core::record::{HostRecord, VolumePath, VolumeRecord};
 use pannier_engine::context::LocalConfig;
+use pannier_engine::directory::decode_record;
 use pannier_engine::error::{Error, ErrorKind, Result};
 use pannier_engine::host::{Destination, Host, NewVolume, Setup, SwitchAt};
 use pannier_engine::message::{Request, Response};
@@ -24,21 +25,58 @@ use tokio::sync::watch;
 pub(crate) struct MemoryRegistry {
     entries: Mutex<(u64, BTreeMap<String, Option<Versioned>>)>,
     newest: watch::Sender<u64>,
+    /// How long it takes until a new owner of a volume is registered.
+    pub(crate) settle_delay: Mutex<Duration>,
+    /// The next commit happens; its answer is lost, and the registry is away from then on.
+    pub(crate) loses_answer: AtomicBool,
+    /// Nothing is answered.
+    pub(crate) away: AtomicBool,
 }
 
 impl MemoryRegistry {
     fn new() -> Arc<Self> {
-        Arc::new(Self { entries: Mutex::default(), newest: watch::Sender::new(0) })
+        Arc::new(Self {
+            entries: Mutex::default(),
+            newest: watch::Sender::new(0),
+            settle_delay: Mutex::default(),
+            loses_answer: AtomicBool::new(false),
+            away: AtomicBool::new(false),
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, "switched off"));
+        }
+        Ok(())
+    }
+
+    /// Whether a transaction gives a volume another owner.
+    fn settles(&self, transaction: &Transaction) -> bool {
+        let entries = self.entries.lock();
+        let owner = |key: &str, value: &Bytes| {
+            decode_record::<VolumeRecord>(key, value).map(|record| record.owner).ok()
+        };
+        transaction.changes.iter().filter(|change| change.key.starts_with("volume/")).any(
+            |change| {
+                let before = entries.1.get(&change.key).and_then(Option::as_ref);
+                let before = before.and_then(|before| owner(&change.key, &before.value));
+                let after = change.value.as_ref().and_then(|value| owner(&change.key, value));
+                before.is_some() && after.is_some() && before != after
+            },
+        )
     }
 }
 
 #[async_trait]
 impl Registry for MemoryRegistry {
     async fn get(&self, key: &str) -> Result<Option<Versioned>> {
+        self.check()?;
         Ok(self.entries.lock().1.get(key).cloned().flatten())
     }
 
     async fn list(&self, prefix: &str) -> Result<(Vec<(String, Versioned)>, Revision)> {
+        self.check()?;
         let entries = self.entries.lock();
         let listed = entries.1.iter().filter(|(key, _)| key.starts_with(prefix));
         let listed = listed.filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
@@ -46,6 +84,11 @@ impl Registry for MemoryRegistry {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Commit> {
+        self.check()?;
+        if self.settles(&transaction) {
+            let delay = *self.settle_delay.lock();
+            tokio::time::sleep(delay).await;
+        }
         let mut entries = self.entries.lock();
         for (key, expect) in &transaction.expect {
             let found = entries.1.get(key).and_then(|value| value.as_ref());
@@ -60,6 +103,10 @@ impl Registry for MemoryRegistry {
             entries.1.insert(change.key, value);
         }
         self.newest.send_replace(revision.0);
+        if self.loses_answer.swap(false, Ordering::SeqCst) {
+            self.away.store(true, Ordering::SeqCst);
+            self.check()?;
+        }
         Ok(Commit::Done(revision))
     }
 
@@ -67,6 +114,7 @@ impl Registry for MemoryRegistry {
         let mut newest = self.newest.subscribe();
         let waited = newest.wait_for(|newest| *newest > after.0);
         drop(tokio::time::timeout(Duration::from_millis(500), waited).await);
+        self.check()?;
         let entries = self.entries.lock();
         let all = entries.1.iter().map(|(key, value)| (key.clone(), value.clone()));
         Ok(Changes { entries: all.collect(), through: Revision(entries.0), complete: false })
@@ -260,7 +308,7 @@ impl Peers for Link {
 /// Hosts of one cluster.
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
-    registry: Arc<MemoryRegistry>,
+    pub(crate) registry: Arc<MemoryRegistry>,
     /// The network between them.
     pub(crate) net: Arc<Net>,
     stores: Mutex<HashMap<String, Arc<MemoryObjects>>>,
@@ -363,12 +411,7 @@ pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
 /// Whether the registry has the proof that a site depends on no other, under its present owner.
 pub(crate) fn independent(host: &Host, site: &str) -> bool {
     let Some(found) = host.directory().volume_at(&path()) else { return false };
-    let record = found.record;
-    let home = record.homes.get(&SiteName(site.to_owned()));
-    home.is_some_and(|home| {
-        let epoch = home.checkpoint.as_ref().map(|checkpoint| checkpoint.epoch);
-        home.independent && epoch == Some(record.epoch)
-    })
+    found.record.is_independent_at(&SiteName(site.to_owned()))
 }
 
 /// The host that owns the volume as registered.

@@ -119,7 +119,7 @@ async fn volumes_from_create_to_delete() {
         ("volume create /vms/web --size 8M", "invalid", "already a volume `/vms/web`"),
         ("volume create /b --size 0", "invalid", "at least 512 bytes"),
         ("volume create /b --size 1000", "invalid", "take 1024"),
-        ("volume create /b --size 2000T", "invalid", "1 PiB"),
+        ("volume create /b --size 2000T", "invalid", "256 TiB"),
         ("volume show /none", "not_found", "pannier volume list"),
         ("volume resize /vms/web 1M", "invalid", "cannot shrink"),
         ("move /vms/web --to east", "not_found", "sites with hosts are west"),
