@@ -87,12 +87,8 @@ impl Task {
     fn is_proven(&self) -> bool {
         let found = self.mover.directory.volume(self.room.id);
         let proven = found.is_some_and(|found| {
-            let home = found.record.homes.get(&self.mover.context.site);
-            let epoch = found.record.epoch;
-            home.is_some_and(|home| {
-                let through = home.checkpoint.as_ref().map(|checkpoint| checkpoint.epoch);
-                home.independent && through == Some(epoch)
-            }) && found.record.owner == self.mover.host()
+            found.record.is_independent_at(&self.mover.context.site)
+                && found.record.owner == self.mover.host()
         });
         if proven {
             self.enter(Phase::Independent);
@@ -108,8 +104,15 @@ impl Task {
                 Ok(true) => return self.enter(Phase::Independent),
                 Ok(false) => pause = limits::IDLE,
                 Err(error) if error.kind() == ErrorKind::Fenced => {
-                    tracing::info!(volume = %self.room.id, %error, "hydration ends");
-                    return;
+                    if self.epoch() > self.volume.journal.lock().epoch.0 {
+                        tracing::info!(volume = %self.room.id, %error, "hydration ends");
+                        return;
+                    }
+                    // A target appends, and stores, before the registry knows that it owns the
+                    // volume. Rounds must not be so close that what they publish is always in the
+                    // way of that transaction.
+                    tracing::debug!(volume = %self.room.id, %error, "hydration waits");
+                    pause = (pause * 2).min(limits::HYDRATION_RETRY_MAX);
                 }
                 Err(error) => {
                     tracing::warn!(

@@ -9,7 +9,7 @@ use pannier_core::ids::HostId;
 use pannier_engine::attachment::Connection;
 use pannier_engine::context::LocalConfig;
 use pannier_engine::error::ErrorKind;
-use pannier_engine::host::Host;
+use pannier_engine::host::{Host, NewVolume};
 use pannier_engine::message::Request;
 use pannier_engine::port::{BlockDevice, Devices, PeerService};
 use std::sync::Arc;
@@ -307,4 +307,39 @@ async fn a_host_that_cannot_recover_its_copy_does_not_say_that_it_has_none() {
     std::fs::write(volumes.join(volume.to_string()).join("checkpoint"), b"rot").unwrap();
     let a = cluster.start(1, "west").await;
     assert_eq!(ask(&a).await, ErrorKind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_target_that_stores_before_it_is_registered_becomes_independent() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, 16 * MIB).await;
+    let at_a = open(&a).await;
+    fill(&at_a, 4).await;
+    *cluster.registry.settle_delay.lock() = Duration::from_secs(1);
+    move_to(&a, "east").await;
+    until("independence", || independent(&b, "east")).await;
+    check(&at_a, 4, |_| 0).await;
+    drop(at_a);
+    cluster.stop(a).await;
+    cluster.stop(b).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_volume_whose_registration_was_not_answered_is_there() {
+    let cluster = Cluster::new();
+    let a = cluster.start(1, "west").await;
+    cluster.registry.loses_answer.store(true, Ordering::SeqCst);
+    let new = NewVolume { path: path(), size_bytes: 16 * MIB, shared: false };
+    let error = a.create_volume(new.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    cluster.registry.away.store(false, Ordering::SeqCst);
+    until("the news", || owner(&a) == Some(a.id())).await;
+    let again = a.create_volume(new).await.unwrap_err();
+    assert!(again.context().contains("there is already a volume"), "{again}");
+    let device = open(&a).await;
+    fill(&device, 4).await;
+    check(&device, 4, |_| 0).await;
+    drop(device);
+    cluster.stop(a).await;
 }
