@@ -141,7 +141,7 @@ pub const OBJECT_KEY_BYTES_MAX: usize = 1024;
 pub const DURABLE_DIRECTORIES_MAX: usize = 65_536;
 
 /// How long a join token can be used when nothing else is asked.
-pub const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+pub const TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 /// Join tokens that are kept, used and expired ones included, until those are swept.
 pub const TOKENS_MAX: usize = 1024;

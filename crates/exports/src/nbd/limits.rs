@@ -76,8 +76,8 @@ pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// the device is let go.
 pub(super) const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Size of the kernel's buffer for replies on a unix socket, in bytes: measured, see
-/// `docs/decisions/0007-nbd-buffers.md`.
+/// Size of the kernel's buffer for replies on a unix socket, in bytes. The default of about 200 KiB
+/// is less than one large reply, so that a writev would stop half-way and wait for the client.
 pub(super) const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
 
 /// Pause after an accept that failed for want of descriptors or memory.

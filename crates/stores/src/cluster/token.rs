@@ -147,8 +147,8 @@ impl TokenBook {
         })
     }
 
-    /// Makes a token that one host can join with, at `address`, within `lifetime` (24 hours when
-    /// not given). The daemon need not run, and sees it when it does.
+    /// Makes a token that one host can join with, at `address`, within `lifetime`
+    /// ([`TOKEN_LIFETIME`] when not given). The daemon need not run, and sees it when it does.
     ///
     /// # Errors
     /// `Invalid` when too many unused tokens are open, `NoSpace`, `Unavailable`.
