@@ -256,7 +256,19 @@ impl Volume {
     }
 
     /// Writes a checkpoint locally.
+    ///
+    /// # Cancel safety
+    /// What has begun ends, in a task of its own: files are written by threads that nobody can stop,
+    /// and an older checkpoint must not be put in the place of one that was made after it.
     pub(crate) async fn checkpoint_local(&self) -> Result<ObjectHash> {
+        let this = self.this()?;
+        let done = self.context.runtime.spawn(async move { this.checkpoint_whole().await });
+        done.await.map_err(|ended| {
+            Error::new(ErrorKind::Closed, "the host is shutting down").with_source(ended)
+        })?
+    }
+
+    async fn checkpoint_whole(&self) -> Result<ObjectHash> {
         let mut checkpointer = self.checkpointer.lock().await;
         let taken = self.take_durable().await?;
         let pages = taken.pages();
