@@ -258,8 +258,8 @@ impl Volume {
     /// Writes a checkpoint locally.
     ///
     /// # Cancel safety
-    /// What has begun ends, in a task of its own: files are written by threads that nobody can stop,
-    /// and an older checkpoint must not be put in the place of one that was made after it.
+    /// What has begun ends, in a task of its own: files are written by threads that nobody can
+    /// stop, and an older checkpoint must not take the place of one that was made after it.
     pub(crate) async fn checkpoint_local(&self) -> Result<ObjectHash> {
         let this = self.this()?;
         let done = self.context.runtime.spawn(async move { this.checkpoint_whole().await });
