@@ -29,7 +29,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use stored::Stored;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::time::Instant;
 
 /// Fetches for all volumes of a host.
@@ -39,7 +39,7 @@ pub struct Fetcher {
     /// Told when bulk wants can be taken again.
     drained: Notify,
     stored: Stored,
-    metas: Mutex<HashMap<SegmentId, Arc<tokio::sync::Mutex<()>>>>,
+    metas: Mutex<HashMap<SegmentId, Arc<OnceCell<Bytes>>>>,
     /// Set while what arrives has no place on this host's disk: until then nothing is asked for.
     full_until: Mutex<Option<Instant>>,
     started: Instant,
@@ -440,26 +440,29 @@ impl Fetch for Fetcher {
     async fn meta(&self, volume: VolumeId, segment: SegmentName) -> Result<Bytes> {
         let mover = self.mover()?;
         let id = SegmentId { volume, name: segment };
-        // One flight per segment: who waited finds it kept by the first.
+        // One flight per segment: who waited gets what the first has got.
         let flight = self.metas.lock().entry(id).or_default().clone();
-        let _one = flight.lock().await;
-        let found = match self.meta_from_own_store(&mover, id).await {
-            Ok(Some(meta)) => Ok(meta),
-            Ok(None) => self.hunt_meta(&mover, id).await,
-            Err(error) => {
-                tracing::warn!(
-                    segment = %id, %error,
-                    "the site's store did not give metadata that it should have; asking peers"
-                );
-                self.hunt_meta(&mover, id).await
-            }
-        };
+        let found = flight.get_or_try_init(|| self.find_meta(&mover, id)).await.cloned();
         self.metas.lock().remove(&id);
         found
     }
 }
 
 impl Fetcher {
+    async fn find_meta(&self, mover: &Arc<Mover>, id: SegmentId) -> Result<Bytes> {
+        match self.meta_from_own_store(mover, id).await {
+            Ok(Some(meta)) => Ok(meta),
+            Ok(None) => self.hunt_meta(mover, id).await,
+            Err(error) => {
+                tracing::warn!(
+                    segment = %id, %error,
+                    "the site's store did not give metadata that it should have; asking peers"
+                );
+                self.hunt_meta(mover, id).await
+            }
+        }
+    }
+
     /// The metadata within the segment's stored form; `None` when the own site does not have it.
     async fn meta_from_own_store(
         &self,
