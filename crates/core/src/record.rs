@@ -153,6 +153,23 @@ pub struct VolumeRecord {
 }
 
 impl VolumeRecord {
+    /// A new volume: its creator owns it, under the first epoch.
+    #[must_use]
+    pub fn new(id: VolumeId, path: VolumePath, size_bytes: u64, owner: HostId) -> Self {
+        Self {
+            id,
+            path,
+            size_bytes,
+            owner,
+            epoch: Epoch(1),
+            reserved: Epoch(1),
+            transit: None,
+            ended: None,
+            shared: false,
+            homes: BTreeMap::new(),
+        }
+    }
+
     /// Whether it was proven that a site depends on no other for this volume: under the present
     /// owner, since another one's checkpoint lacks what was written after it.
     #[must_use]

@@ -90,6 +90,16 @@ async fn open(host: &Host) -> Connection {
     host.open(PATH).await.unwrap()
 }
 
+/// Two sites, and a guest at the first with a disk, of which a part is filled.
+async fn filled(mib: u64, filled_mib: u64) -> (Cluster, Arc<Host>, Arc<Host>, Connection) {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, mib * MIB).await;
+    let at_a = open(&a).await;
+    fill(&at_a, filled_mib).await;
+    (cluster, a, b, at_a)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_disk_moves_under_its_guest() {
     let cluster = Cluster::new();
@@ -122,11 +132,7 @@ async fn a_disk_moves_under_its_guest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn moving_back_sends_only_what_is_new() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
-    create(&a, 64 * MIB).await;
-    let at_a = open(&a).await;
-    fill(&at_a, 32).await;
+    let (cluster, a, b, at_a) = filled(64, 32).await;
     drop(at_a);
     move_to(&a, "east").await;
     until("independence of east", || independent(&b, "east")).await;
@@ -202,11 +208,7 @@ async fn forwarded_writes_are_executed_once_while_the_owner_changes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn damaged_pages_are_not_taken() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
-    create(&a, 16 * MIB).await;
-    let at_a = open(&a).await;
-    fill(&at_a, 8).await;
+    let (cluster, a, b, at_a) = filled(16, 8).await;
     drop(at_a);
     *cluster.net.corrupts.lock() = Some(a.id());
     move_to(&a, "east").await;
@@ -311,11 +313,7 @@ async fn a_host_that_cannot_recover_its_copy_does_not_say_that_it_has_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_target_that_stores_before_it_is_registered_becomes_independent() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
-    create(&a, 16 * MIB).await;
-    let at_a = open(&a).await;
-    fill(&at_a, 4).await;
+    let (cluster, a, b, at_a) = filled(16, 4).await;
     *cluster.registry.settle_delay.lock() = Duration::from_secs(1);
     move_to(&a, "east").await;
     until("independence", || independent(&b, "east")).await;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::port::{Changes, Versioned};
 use async_trait::async_trait;
-use pannier_core::ids::{Epoch, SiteName};
+use pannier_core::ids::SiteName;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -81,18 +81,7 @@ impl Registry for Memory {
 }
 
 fn volume(path: &str, id: u128) -> VolumeRecord {
-    VolumeRecord {
-        id: VolumeId(id),
-        path: VolumePath::parse(path).unwrap(),
-        size_bytes: 4096,
-        owner: HostId(1),
-        epoch: Epoch(1),
-        reserved: Epoch(1),
-        transit: None,
-        ended: None,
-        shared: false,
-        homes: BTreeMap::new(),
-    }
+    VolumeRecord::new(VolumeId(id), VolumePath::parse(path).unwrap(), 4096, HostId(1))
 }
 
 async fn until(mut holds: impl FnMut() -> bool) {

@@ -5,11 +5,10 @@ use super::peers::HostRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::Part;
 use crate::volume::Volume;
-use pannier_core::ids::{Epoch, VolumeId};
+use pannier_core::ids::VolumeId;
 use pannier_core::map::SIZE_BLOCKS_MAX;
 use pannier_core::record::{VolumePath, VolumeRecord};
 use pannier_core::units::{BLOCK_BYTES, SECTOR_BYTES};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Largest volume: what a map can have.
@@ -68,19 +67,9 @@ impl Host {
                 ),
             ));
         }
-        let record = VolumeRecord {
-            id: VolumeId(uuid::Uuid::new_v4().as_u128()),
-            path: new.path,
-            size_bytes: new.size_bytes,
-            owner: self.id,
-            epoch: Epoch(1),
-            reserved: Epoch(1),
-            transit: None,
-            ended: None,
-            shared: new.shared,
-            homes: BTreeMap::new(),
-        };
-        let id = record.id;
+        let id = VolumeId(uuid::Uuid::new_v4().as_u128());
+        let mut record = VolumeRecord::new(id, new.path, new.size_bytes, self.id);
+        record.shared = new.shared;
         self.locals.put(Volume::create(&self.context, id, record.size_bytes).await?);
         let registered = async {
             self.owners.create(id).await?;

@@ -85,17 +85,12 @@ async fn a_list_names_the_sites_that_are_independent_in_the_present_epoch() {
         Home { checkpoint: Some(checkpoint), independent }
     };
     let homes = [("east", home(3, true)), ("north", home(4, false)), ("west", home(4, true))];
+    let path = VolumePath::parse("/v").unwrap();
     let record = VolumeRecord {
-        id: VolumeId(1),
-        path: VolumePath::parse("/v").unwrap(),
-        size_bytes: 4096,
-        owner: HostId(1),
         epoch: Epoch(4),
         reserved: Epoch(4),
-        transit: None,
-        ended: None,
-        shared: false,
         homes: homes.map(|(site, home)| (SiteName(site.to_owned()), home)).into(),
+        ..VolumeRecord::new(VolumeId(1), path, 4096, HostId(1))
     };
     assert_eq!(convert::entry(&record, &directory).independent_at, ["west"]);
 }

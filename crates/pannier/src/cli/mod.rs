@@ -6,7 +6,7 @@ pub(crate) mod host;
 mod moves;
 pub(crate) mod size;
 mod status;
-mod transfer;
+pub(crate) mod transfer;
 mod volume;
 
 pub(crate) use args::{Cli, Output};

@@ -88,9 +88,20 @@ fn open_image(file: &Path) -> Result<File, Failure> {
     Ok(image)
 }
 
+/// The size of a raw image; what is none is refused.
+pub(crate) fn image_size(file: &Path) -> Result<u64, Failure> {
+    image_bytes(&open_image(file)?, file)
+}
+
 /// The size of a file or a block device.
 fn image_bytes(image: &File, file: &Path) -> Result<u64, Failure> {
     let fail = |error| Failure::io(format!("cannot measure {}", file.display()), error);
+    if image.metadata().map_err(fail)?.is_dir() {
+        return Err(Failure::invalid(format!(
+            "{} is a folder; name a raw image or a block device",
+            file.display()
+        )));
+    }
     let size = rustix::fs::seek(image, SeekFrom::End(0)).map_err(|error| fail(error.into()))?;
     if size == 0 {
         return Err(Failure::invalid(format!(

@@ -54,6 +54,8 @@ fn images_that_are_none_are_refused() {
     };
     assert!(message("q", b"QFI\xfb....").contains("qcow2"));
     assert!(message("e", b"").contains("is empty"));
+    let folder = open_image(dir.path()).and_then(|image| image_bytes(&image, dir.path()));
+    assert!(folder.unwrap_err().0.message.contains("is a folder"));
     let missing = open_image(&dir.path().join("none")).unwrap_err();
     assert_eq!(missing.0.kind, "not_found");
 }

@@ -9,6 +9,7 @@ use super::site::{Site, free_address};
 use super::verify::{self, Verdict};
 use super::watch::{Point, View};
 use crate::api::types::BeginMove;
+use crate::cli::transfer::image_size;
 use crate::output::{Failure, Printer, bytes};
 use hyper::Method;
 use pannier_engine::error::ErrorKind;
@@ -66,6 +67,7 @@ pub(super) async fn show(
     let clock = Instant::now();
     let narrator = Narrator { printer, clock };
     let image = prepare_image(args, root, &narrator).await?;
+    let image_bytes = image_size(&image)?;
     let measured = spawn_blocking({
         let image = image.clone();
         move || image::measure(&image)
@@ -77,9 +79,6 @@ pub(super) async fn show(
         link.rate_mbit,
         if link.loss > 0.0 { format!(", {} % loss", link.loss * 100.0) } else { String::new() }
     ));
-    let image_bytes = std::fs::metadata(&image)
-        .map_err(|error| Failure::io(format!("cannot read {}", image.display()), error))?
-        .len();
     let disk = Disk {
         source: stage.source.nbd_socket(),
         target: stage.target.nbd_socket(),

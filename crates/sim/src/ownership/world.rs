@@ -359,18 +359,8 @@ impl Host {
 
 impl World {
     pub(super) fn new(scenario: &Scenario) -> Self {
-        let record = VolumeRecord {
-            id: VOLUME,
-            path: VolumePath::parse("/v").expect("a path"),
-            size_bytes: 4096,
-            owner: host_id(0),
-            epoch: Epoch(1),
-            reserved: Epoch(1),
-            transit: None,
-            ended: None,
-            shared: false,
-            homes: BTreeMap::new(),
-        };
+        let path = VolumePath::parse("/v").expect("a path");
+        let record = VolumeRecord::new(VOLUME, path, 4096, host_id(0));
         let mut hosts = [Host::new(), Host::new(), Host::new()];
         hosts[0].disk = Some(LocalState::creating(VOLUME, BootId(1)));
         let guest = |host: usize| Guest {

@@ -18,7 +18,7 @@ use pannier_core::record::{VolumePath, VolumeRecord};
 use pannier_core::volume::Position;
 use pannier_core::volume::ownership::{BootId, LocalState, Route};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -408,16 +408,5 @@ impl World {
 }
 
 fn record() -> VolumeRecord {
-    VolumeRecord {
-        id: VOLUME,
-        path: VolumePath::parse("/v").unwrap(),
-        size_bytes: 4096,
-        owner: A,
-        epoch: Epoch(1),
-        reserved: Epoch(1),
-        transit: None,
-        ended: None,
-        shared: false,
-        homes: BTreeMap::new(),
-    }
+    VolumeRecord::new(VOLUME, VolumePath::parse("/v").unwrap(), 4096, A)
 }

@@ -64,17 +64,12 @@ fn a_start_that_fails_is_tried_again_later() {
 /// The record of the machine's volume, with a transit of host 1 to host 2.
 fn moving(waits_for_write: bool) -> Event {
     let (from, to, epoch) = (HostId(1), HostId(2), Epoch(4));
+    let path = VolumePath::parse("/v").unwrap();
     let record = VolumeRecord {
-        id: VOLUME,
-        path: VolumePath::parse("/v").unwrap(),
-        size_bytes: 4096,
-        owner: from,
         epoch: Epoch(3),
         reserved: epoch,
         transit: Some(Transit { from, to, epoch, declared: true, waits_for_write }),
-        ended: None,
-        shared: false,
-        homes: [].into(),
+        ..VolumeRecord::new(VOLUME, path, 4096, from)
     };
     Event::Record { revision: 9, record: Box::new(record) }
 }

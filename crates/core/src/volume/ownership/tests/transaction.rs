@@ -6,7 +6,7 @@ use super::super::transaction::{
 use crate::ids::{Epoch, HostId, ObjectHash, Sequence, SiteName, VolumeId};
 use crate::record::{EpochEnd, PublishedCheckpoint, VolumePath, VolumeRecord};
 use crate::volume::Position;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 const A: HostId = HostId(1);
 const B: HostId = HostId(2);
@@ -14,18 +14,9 @@ const C: HostId = HostId(3);
 
 /// Owned by A under epoch 4; epochs up to 6 were reserved.
 fn record() -> VolumeRecord {
-    VolumeRecord {
-        id: VolumeId(7),
-        path: VolumePath::parse("/v").unwrap(),
-        size_bytes: 8192,
-        owner: A,
-        epoch: Epoch(4),
-        reserved: Epoch(6),
-        transit: None,
-        ended: None,
-        shared: false,
-        homes: BTreeMap::new(),
-    }
+    let path = VolumePath::parse("/v").unwrap();
+    let new = VolumeRecord::new(VolumeId(7), path, 8192, A);
+    VolumeRecord { epoch: Epoch(4), reserved: Epoch(6), ..new }
 }
 
 fn in_transit() -> VolumeRecord {
