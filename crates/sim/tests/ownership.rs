@@ -231,7 +231,8 @@ const EVERYTHING: Scenario = Scenario {
     ..Scenario::QUIET
 };
 
-/// Three hosts, each fault once.
+/// A daemon that dies, a loss of power, a takeover and a handover, in every order; three hosts
+/// without guests.
 const EACH_FAULT: Scenario = Scenario {
     name: "each fault once",
     hosts: 3,
@@ -239,8 +240,31 @@ const EACH_FAULT: Scenario = Scenario {
     power_losses: 1,
     takeovers: 1,
     transits: &[(0, 1)],
-    writes: [None, Some(1), None],
+    writes: [None; 3],
     ..Scenario::QUIET
+};
+
+/// The same on two hosts, with a guest that forwards first.
+const EACH_FAULT_TARGET: Scenario = Scenario {
+    name: "each fault once, a guest at the target",
+    hosts: 2,
+    writes: [None, Some(1), None],
+    ..EACH_FAULT
+};
+
+/// The same on two hosts, with a guest that forwards afterwards.
+const EACH_FAULT_SOURCE: Scenario = Scenario {
+    name: "each fault once, a guest at the source",
+    hosts: 2,
+    writes: [Some(1), None, None],
+    ..EACH_FAULT
+};
+
+/// Three hosts and a guest: too large to be visited whole.
+const EACH_FAULT_THREE: Scenario = Scenario {
+    name: "each fault once, three hosts and a guest",
+    writes: [None, Some(1), None],
+    ..EACH_FAULT
 };
 
 #[expect(clippy::print_stdout, reason = "the report of a test")]
@@ -369,6 +393,9 @@ scenarios! {
     holds_when_a_guest_reconnects: RECONNECT;
     holds_when_a_guest_reconnects_through_a_handover: RECONNECT_MOVE;
     holds_when_a_guest_reconnects_after_a_takeover: TAKEOVER_RECONNECT;
+    holds_with_each_fault: EACH_FAULT;
+    holds_with_each_fault_and_a_guest_at_the_target: EACH_FAULT_TARGET;
+    holds_with_each_fault_and_a_guest_at_the_source: EACH_FAULT_SOURCE;
 }
 
 /// The value of a variable that makes a test larger.
@@ -380,7 +407,7 @@ fn larger(variable: &str, usual: usize) -> usize {
 #[test]
 fn holds_with_each_fault_as_far_as_explored() {
     let states_max = larger("PANNIER_EXPLORE_STATES", 400_000);
-    let report = run_to(&EACH_FAULT, states_max);
+    let report = run_to(&EACH_FAULT_THREE, states_max);
     if let Verdict::Violated { what, trace } = &report.verdict {
         panic!("{what}\n  {}", trace.join("\n  "));
     }
