@@ -375,6 +375,7 @@ impl Volume {
                     hash: sealed.map(|sealed| sealed.hash),
                     entries: sealed.map_or(0, |sealed| sealed.entries),
                     live_pages: *live_pages,
+                    generation: segment.generation(),
                 }
             });
             let mut root = Root {

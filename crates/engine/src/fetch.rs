@@ -347,7 +347,7 @@ impl Fetcher {
             }
         }
         // Behind the peers: it has just failed once, and may take long to fail again.
-        if let Some(key) = volume.stored_key(segment.name) {
+        for key in volume.objects_of(segment.name) {
             match self.stored.pages(&volume, segment.name, &key, &missing).await {
                 Ok(()) => return Hunt::Complete,
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
@@ -450,7 +450,8 @@ impl Fetch for Fetcher {
 
 impl Fetcher {
     async fn find_meta(&self, mover: &Arc<Mover>, id: SegmentId) -> Result<Bytes> {
-        match self.meta_from_own_store(mover, id).await {
+        let own = mover.local(id.volume).ok().and_then(|volume| volume.stored_key(id.name));
+        match self.meta_from_own_store(mover, id, own).await {
             Ok(Some(meta)) => Ok(meta),
             Ok(None) => self.hunt_meta(mover, id).await,
             Err(error) => {
@@ -468,9 +469,9 @@ impl Fetcher {
         &self,
         mover: &Mover,
         segment: SegmentId,
+        key: Option<String>,
     ) -> Result<Option<Bytes>> {
-        let Ok(volume) = mover.local(segment.volume) else { return Ok(None) };
-        let Some(key) = volume.stored_key(segment.name) else { return Ok(None) };
+        let (Ok(volume), Some(key)) = (mover.local(segment.volume), key) else { return Ok(None) };
         self.stored.meta(&volume, &key).await.map(Some)
     }
 
@@ -492,10 +493,14 @@ impl Fetcher {
                     }
                 }
             }
-            match self.meta_from_own_store(mover, segment).await {
-                Ok(Some(meta)) => return Ok(meta),
-                Ok(None) => {}
-                Err(error) => reached &= answered(&error),
+            let local = mover.local(segment.volume).ok();
+            let own = local.map(|volume| volume.objects_of(segment.name)).unwrap_or_default();
+            for key in own {
+                match self.meta_from_own_store(mover, segment, Some(key)).await {
+                    Ok(Some(meta)) => return Ok(meta),
+                    Ok(None) => {}
+                    Err(error) => reached &= answered(&error),
+                }
             }
             reached_since = if reached { reached_since.or(Some(Instant::now())) } else { None };
             if reached_since.is_some_and(|since| since.elapsed() > limits::LOST_AFTER) {

@@ -23,6 +23,7 @@ mod publish;
 mod residency;
 pub mod serve;
 pub mod status;
+mod stored;
 mod upload;
 pub mod verify;
 pub mod volume;

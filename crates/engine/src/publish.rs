@@ -121,11 +121,13 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether the store has every segment under the generation that the root says.
     fn all_stored(&self, root: &Root) -> bool {
         let state = self.map.read();
-        root.segments
-            .iter()
-            .all(|live| state.named(live.name).is_some_and(|segment| segment.is_stored()))
+        root.segments.iter().all(|live| {
+            let known = state.named(live.name);
+            known.is_some_and(|known| known.is_stored() && known.generation() == live.generation)
+        })
     }
 
     /// Deletes what a root that was just published condemns. What cannot be deleted now the next
@@ -136,12 +138,10 @@ impl Volume {
                 store.objects.remove(object);
             }
         }
-        let list = self.stored_list.lock().clone();
         let mut deleted = Vec::new();
-        for name in &root.condemned {
-            let Some(key) = list.get(name) else { continue };
-            if self.delete_object(&format!("volumes/{}/segments/{key}", self.id)).await {
-                deleted.push(*name);
+        for (name, key) in self.condemned_by(root) {
+            if self.delete_object(&key).await {
+                deleted.push((name, key));
             }
         }
         if deleted.is_empty() {

@@ -1,19 +1,18 @@
 //! Storing: sealed segments go to the site's store, encoded, in the background; then the file may
 //! be evicted. Also the volume's one background task, which decides when what is due.
 
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::volume::Volume;
 use crate::volume::log::pages_of;
 use crate::volume::segment::{Segment, blocking};
+use bytes::Bytes;
 use pannier_core::format::segment::{Entry, EntryKind, PAGE_BYTES};
 use pannier_core::format::stored;
 use pannier_core::ids::{SegmentId, SegmentName};
 use pannier_core::map::PageSet;
 use pannier_core::units::PageIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -24,25 +23,6 @@ pub(crate) fn start(volume: &Arc<Volume>) {
     if context.config.background {
         context.runtime.spawn(work(Arc::downgrade(volume)));
     }
-}
-
-/// Segments that the site's store has by the volume's list of them, each with the last part of its
-/// object's key.
-pub(crate) type StoredList = BTreeMap<SegmentName, String>;
-
-/// Reads the list: a text file with a line per segment (its name, a space, the last part of its
-/// object's key), appended to as segments are stored. A line without its end was being written at a
-/// crash and does not count.
-pub(crate) fn read_stored(disk: &Disk, dir: &Path) -> Result<StoredList> {
-    let bytes = disk.read_file(&dir.join("stored"))?.unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-    let parts = whole.filter_map(|line| line.split_once(' '));
-    Ok(parts.filter_map(|(name, key)| Some((name.parse().ok()?, key.to_owned()))).collect())
-}
-
-fn line_of(name: SegmentName, key: &str) -> String {
-    format!("{name} {key}\n")
 }
 
 /// The data pages of a segment that no later entry of the same segment replaces.
@@ -173,8 +153,9 @@ impl Volume {
     }
 
     /// Encodes a sealed segment's live pages and stores the object in the site's store, durably;
-    /// they all are resident here. Nothing is done when it is stored already. Returns the bytes
-    /// sent.
+    /// they all are resident here. Nothing is done when it is stored already; what is in the way
+    /// under its key and does not suffice is passed over, for the next generation. Returns the
+    /// bytes sent.
     ///
     /// # Errors
     /// `NotFound` when a page is not resident, `Unavailable` or `NoSpace` of the store.
@@ -184,20 +165,28 @@ impl Volume {
         if known.is_stored() {
             return Ok(0);
         }
-        let key = self.object_key_of(&known).ok_or_else(|| {
+        let not_sealed = || {
             let text = format!("segment {}/{segment} is not sealed", self.id());
             Error::new(ErrorKind::NotFound, text)
-        })?;
+        };
+        let mut key = self.object_key_of(&known).ok_or_else(not_sealed)?;
         self.meta_of(&known).await?;
         let (this, wanted) = (self.this()?, Arc::clone(&known));
         let encode = move || this.encode_stored(&wanted);
-        let object = self.context().encoder.run(encode).await?;
-        let bytes = object.len() as u64;
-        if let Err(error) = self.context().objects.put(&key, object.into()).await
-            && !(error.kind() == ErrorKind::Corrupt && self.object_suffices(&key, &known).await?)
-        {
-            return Err(error);
+        let object: Bytes = self.context().encoder.run(encode).await?.into();
+        loop {
+            match self.context().objects.put(&key, object.clone()).await {
+                Ok(()) => break,
+                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+                Err(_other) if self.object_suffices(&key, &known).await? => break,
+                Err(error) => {
+                    tracing::warn!(volume = %self.id(), %segment, %error, "stored beside it");
+                    self.pass_over(&known, key).await?;
+                    key = self.object_key_of(&known).ok_or_else(not_sealed)?;
+                }
+            }
         }
+        let bytes = object.len() as u64;
         let (this, stored) = (self.this()?, Arc::clone(&known));
         blocking(move || this.note_stored(&stored, &key)).await?;
         self.counters.uploaded.increment(bytes);
@@ -207,7 +196,7 @@ impl Volume {
     /// Whether an object that is there already has every page that the map names. A host that has
     /// not the whole segment stores what is live: whoever did so before, here or on another host of
     /// the site, stored more, since what was overwritten since was live then.
-    async fn object_suffices(&self, key: &str, segment: &Arc<Segment>) -> Result<bool> {
+    pub(crate) async fn object_suffices(&self, key: &str, segment: &Arc<Segment>) -> Result<bool> {
         let meta = self.meta_of(segment).await?;
         let objects = &self.context().objects;
         let Some(length) = objects.size(key).await? else { return Ok(false) };
@@ -241,44 +230,6 @@ impl Volume {
             pages.into_iter().filter(|(page, _)| !gone.contains(page)).collect()
         };
         Ok(stored::encode(&meta, |page| pages.get(&page).copied()))
-    }
-
-    /// Notes, durably, that the store has a segment: from then on its file may be evicted.
-    fn note_stored(&self, segment: &Segment, key: &str) -> Result<()> {
-        let path = self.dir().join("stored");
-        let disk = &self.context().disk;
-        let mut list = self.stored_list.lock();
-        let file = if path.exists() { disk.open(&path)? } else { disk.create(&path, 0)? };
-        let what = |e| Error::io(format!("append to {}", path.display()), e);
-        let mut end = file.length().map_err(what)?;
-        // What a crash has left of a line is closed, so that it spoils no other.
-        let mut line = String::new();
-        if end > 0 {
-            let mut last = [0];
-            file.read_at(&mut last, end - 1).map_err(what)?;
-            if last != *b"\n" {
-                line.push('\n');
-            }
-        } else {
-            end = 0;
-        }
-        let key = key.rsplit('/').next().unwrap_or(key);
-        line.push_str(&line_of(segment.name, key));
-        file.write_at(line.as_bytes(), end).and_then(|()| file.sync()).map_err(what)?;
-        list.insert(segment.name, key.to_owned());
-        segment.set_stored(true);
-        Ok(())
-    }
-
-    /// Notes, durably, that the store has segments no more. Blocks.
-    pub(crate) fn note_deleted(&self, names: &[SegmentName]) -> Result<()> {
-        let mut list = self.stored_list.lock();
-        let mut left = list.clone();
-        names.iter().for_each(|name| _ = left.remove(name));
-        let lines: String = left.iter().map(|(name, key)| line_of(*name, key)).collect();
-        self.context().replace_file(&self.dir().join("stored"), lines.as_bytes())?;
-        *list = left;
-        Ok(())
     }
 
     /// Gives a stored segment's file back; its metadata stays here. Blocks.

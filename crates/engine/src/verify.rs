@@ -15,8 +15,10 @@ use futures::StreamExt;
 use pannier_core::format::checkpoint::{DecodeError, Root, RootHead, decode_page};
 use pannier_core::format::segment::SegmentMeta;
 use pannier_core::format::segment::limits::CAPACITY_PAGES_MAX;
-use pannier_core::format::stored::{FOOTER_BYTES_MAX, Footer, decode_frame};
-use pannier_core::ids::{HashKey, ObjectHash, SegmentHash, SegmentName, Sequence, VolumeId};
+use pannier_core::format::stored::{self, FOOTER_BYTES_MAX, Footer, decode_frame};
+use pannier_core::ids::{
+    HashKey, ObjectHash, SegmentHash, SegmentId, SegmentName, Sequence, VolumeId,
+};
 use pannier_core::map::{LoadTarget, PageSet};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +41,8 @@ struct Checked {
 /// What a checkpoint names of one segment.
 struct Named {
     hash: SegmentHash,
+    /// Of its object, under the generation that the checkpoint says.
+    key: String,
     pages: PageSet,
 }
 
@@ -47,9 +51,9 @@ impl Proof {
     /// registry. `false` when the registry does not have this checkpoint or a newer one.
     ///
     /// # Errors
-    /// `Corrupt` when something in the store is not what its hash says (its segment then counts as
-    /// not stored), `NotFound` when it is not there, `Unavailable` when the store or the registry
-    /// is away, `Fenced` when another host owns the volume.
+    /// `Corrupt` when something in the store is not what its hash says, `NotFound` when it is not
+    /// there: segments of which this is so then count as not stored. `Unavailable` when the store
+    /// or the registry is away, `Fenced` when another host owns the volume.
     pub(crate) async fn prove(
         &mut self,
         mover: &Arc<Mover>,
@@ -62,26 +66,35 @@ impl Proof {
         let mut open = Vec::new();
         let mut verified = 0;
         for (name, named) in named {
-            let key = volume.stored_key(name).ok_or_else(|| not_stored(volume.id(), name))?;
-            let known = self.checked.get(&name);
-            if known.is_some_and(|known| known.key == key && covers(&known.pages, &named.pages)) {
+            let known = self.checked.get(&name).filter(|known| known.key == named.key);
+            if known.is_some_and(|known| covers(&known.pages, &named.pages)) {
                 verified += 1;
             } else {
-                open.push((name, key, named));
+                open.push((name, named));
             }
         }
         let total = verified + open.len();
         self.note(room, total, verified);
         let mut checks = futures::stream::iter(open)
-            .map(|(name, key, named)| check_segment(mover, volume.id(), name, key, named))
+            .map(|(name, named)| check_segment(mover, volume, name, named))
             .buffer_unordered(SEGMENTS_AT_ONCE);
-        while let Some(checked) = checks.next().await {
-            let (name, checked) = checked?;
-            self.checked.insert(name, checked);
+        let mut damaged = None;
+        while let Some((name, checked)) = checks.next().await {
+            match checked {
+                Ok(checked) => _ = self.checked.insert(name, checked),
+                Err(error) if is_damage(&error) => {
+                    damaged.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             verified += 1;
             self.note(room, total, verified);
         }
         drop(checks);
+        if let Some(error) = damaged {
+            return Err(error);
+        }
         record(mover, volume.id(), through).await
     }
 
@@ -97,11 +110,9 @@ fn covers(known: &PageSet, pages: &PageSet) -> bool {
     pages.iter().all(|page| known.contains(page))
 }
 
-fn not_stored(volume: VolumeId, name: SegmentName) -> Error {
-    let context = format!(
-        "volume {volume}: its checkpoint names segment {name}, which this site's store lacks"
-    );
-    Error::new(ErrorKind::NotFound, context)
+/// Whether an object does not have what it should.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound)
 }
 
 /// A checkpoint in the site's own store.
@@ -120,7 +131,9 @@ impl Checkpoint<'_> {
             let hash = segment.hash.ok_or_else(|| {
                 self.bad(&DecodeError::Wrong("a stored checkpoint names an open segment"))
             })?;
-            named.insert(segment.name, Named { hash, pages: PageSet::default() });
+            let id = SegmentId { volume: self.volume, name: segment.name };
+            let key = stored::key(id, segment.generation, hash);
+            named.insert(segment.name, Named { hash, key, pages: PageSet::default() });
         }
         for object in root.page_objects() {
             let bytes = self.object(object).await?;
@@ -175,17 +188,32 @@ impl Checkpoint<'_> {
     }
 }
 
-/// Reads one segment's object back and checks every page that is named.
+/// Reads one segment's object back and checks every page that is named. A segment whose object does
+/// not have them counts as not stored from then on.
 async fn check_segment(
+    mover: &Arc<Mover>,
+    volume: &Arc<Volume>,
+    name: SegmentName,
+    named: Named,
+) -> (SegmentName, Result<Checked>) {
+    let key = named.key.clone();
+    let mut checked = check_stored(mover, volume.id(), name, named).await;
+    if checked.as_ref().is_err_and(is_damage)
+        && let Err(error) = volume.note_damaged(name, key).await
+    {
+        checked = Err(error);
+    }
+    (name, checked)
+}
+
+async fn check_stored(
     mover: &Arc<Mover>,
     volume: VolumeId,
     name: SegmentName,
-    key: String,
-    named: Named,
-) -> Result<(SegmentName, Checked)> {
+    Named { hash, key, pages }: Named,
+) -> Result<Checked> {
     let bytes = mover.context.objects.get(&key).await?;
-    let hash_key = mover.context.key;
-    let (object, Named { hash, pages }) = (key.clone(), named);
+    let (hash_key, object) = (mover.context.key, key.clone());
     let check = tokio::task::spawn_blocking(move || {
         check_object(&bytes, hash, &pages, &hash_key).map(|()| pages).map_err(|cause| {
             let context =
@@ -194,7 +222,7 @@ async fn check_segment(
         })
     });
     let pages = check.await.map_err(|_ended| mover.closing("the proof"))??;
-    Ok((name, Checked { key, pages }))
+    Ok(Checked { key, pages })
 }
 
 /// Checks a stored segment: its metadata by the segment's hash, and every named page by the block

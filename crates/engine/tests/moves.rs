@@ -11,7 +11,7 @@ use pannier_engine::context::LocalConfig;
 use pannier_engine::error::ErrorKind;
 use pannier_engine::host::{Host, NewVolume};
 use pannier_engine::message::Request;
-use pannier_engine::port::{BlockDevice, Devices, PeerService};
+use pannier_engine::port::{BlockDevice, Devices, Objects, PeerService};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -220,6 +220,31 @@ async fn damaged_pages_are_not_taken() {
     let at_b = open(&b).await;
     check(&at_b, 8, |_| 0).await;
     until("independence", || independent(&b, "east")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_damaged_object_is_stored_again() {
+    let (cluster, a, b, at_a) = filled(32, 24).await;
+    drop(at_a);
+    let store = cluster.store("east");
+    store.damages.store(true, Ordering::Relaxed);
+    move_to(&a, "east").await;
+    until("independence", || independent(&b, "east")).await;
+    assert!(!store.damages.load(Ordering::Relaxed));
+    let segments = store.list("volumes/").await.unwrap();
+    let segments: Vec<_> = segments.iter().filter(|key| key.contains("/segments/")).collect();
+    let generation = |key: &&&String| key.rsplit('.').nth(1).unwrap() == "2";
+    assert_eq!(segments.iter().filter(generation).count(), 1, "{segments:?}");
+    let mut names: Vec<_> = segments.iter().map(|key| key.rsplitn(3, '.').last()).collect();
+    names.dedup();
+    assert_eq!(names.len(), segments.len(), "a damaged object is left: {segments:?}");
+    // Neither the source nor what the target has cached is needed.
+    cluster.stop(a).await;
+    cluster.stop(b).await;
+    std::fs::remove_dir_all(cluster.host_dir(2).join("cache")).unwrap();
+    let b = cluster.start(2, "east").await;
+    check(&open(&b).await, 24, |_| 0).await;
+    cluster.stop(b).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

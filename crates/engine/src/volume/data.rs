@@ -16,9 +16,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Generation under which a segment is first stored.
-const GENERATION: u32 = 1;
-
 impl Volume {
     /// Segments that the map names, in the order of the log.
     #[must_use]
@@ -225,10 +222,10 @@ impl Volume {
         known.is_stored().then(|| self.object_key_of(&known)).flatten()
     }
 
-    /// Key that a sealed segment's object has in any store.
+    /// Key under which the own site's store has a sealed segment, or will.
     pub(crate) fn object_key_of(&self, segment: &Segment) -> Option<String> {
         let sealed = segment.sealed()?;
-        Some(stored::key(self.segment_id(segment), GENERATION, sealed.hash))
+        Some(stored::key(self.segment_id(segment), segment.generation(), sealed.hash))
     }
 }
 

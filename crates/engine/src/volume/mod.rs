@@ -32,7 +32,7 @@ mod tests;
 use crate::checkpoint::Checkpointer;
 use crate::context::HostContext;
 use crate::error::{Error, ErrorKind, Result};
-use crate::upload::StoredList;
+use crate::stored::StoredList;
 use counters::Counters;
 use journal::{Journal, Mode};
 use log::{Position, SessionTable};

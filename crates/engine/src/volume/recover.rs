@@ -18,7 +18,7 @@ use crate::checkpoint::{Checkpointer, Saved};
 use crate::context::HostContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::PoolFile;
-use crate::upload::StoredList;
+use crate::stored::{self, StoredList};
 use bytes::Bytes;
 use pannier_core::format::checkpoint::{DecodeError, Root, decode_page};
 use pannier_core::format::segment::{
@@ -266,7 +266,7 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
     let saved = Saved::read_local(context, &dir, id)?;
     let root = &saved.root;
     let map = load_map(context, &dir, root)?;
-    let stored = crate::upload::read_stored(&context.disk, &dir)?;
+    let stored = stored::read(&context.disk, &dir)?;
     let base = root.through;
     let mut state = MapState::new(map, base);
     let segment_dir = dir.join("segments");
@@ -284,7 +284,7 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         if let Some(hash) = live.hash {
             segment.set_sealed(Sealed { hash, entries: live.entries });
         }
-        segment.set_stored(stored.contains_key(&live.name));
+        segment.set_listed(&stored);
         state.add(&segment);
     }
     let size = AtomicU64::new(root.size_bytes);
@@ -465,7 +465,7 @@ impl Volume {
                 let segment = Segment::new(name, file);
                 let entries = meta.entries().len() as u32;
                 segment.set_sealed(Sealed { hash: meta.hash(), entries });
-                segment.set_stored(stored.contains_key(&name));
+                segment.set_listed(stored);
                 self.replay(&segment, meta.entries())?;
                 self.metas.lock().put(name, Arc::from(meta));
             }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What a seal says of a segment.
@@ -41,6 +41,7 @@ pub(crate) struct Segment {
     file: ArcSwapOption<PoolFile>,
     sealed: OnceLock<Sealed>,
     stored: AtomicBool,
+    generation: AtomicU32,
     /// Held while it is stored: background work and hydration may both want to.
     pub(crate) storing: tokio::sync::Mutex<()>,
     /// While it is not sealed.
@@ -67,6 +68,7 @@ impl Segment {
             file: ArcSwapOption::from(file),
             sealed: OnceLock::new(),
             stored: AtomicBool::new(false),
+            generation: AtomicU32::new(1),
             storing: tokio::sync::Mutex::new(()),
             hashed: Mutex::default(),
             doubt: Mutex::default(),
@@ -109,6 +111,16 @@ impl Segment {
     /// Notes whether the site's store has it.
     pub(crate) fn set_stored(&self, stored: bool) {
         self.stored.store(stored, Ordering::Release);
+    }
+
+    /// The generation under which the site's store has it, or will.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Sets the generation.
+    pub(crate) fn set_generation(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Release);
     }
 
     /// Whether what the page cache has of a run of pages is known to be good.

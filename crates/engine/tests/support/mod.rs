@@ -128,6 +128,8 @@ pub(crate) struct MemoryObjects {
     pub(crate) all: Mutex<BTreeMap<String, Bytes>>,
     /// It does not answer.
     pub(crate) away: AtomicBool,
+    /// The next segment that is stored has a bit flipped.
+    pub(crate) damages: AtomicBool,
 }
 
 impl MemoryObjects {
@@ -143,7 +145,17 @@ impl MemoryObjects {
 impl Objects for MemoryObjects {
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
         self.check()?;
-        self.all.lock().insert(key.to_owned(), bytes);
+        let mut bytes = bytes.to_vec();
+        if key.contains("/segments/") && self.damages.swap(false, Ordering::Relaxed) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        }
+        let mut all = self.all.lock();
+        let there = all.entry(key.to_owned()).or_insert_with(|| bytes.clone().into());
+        if there.len() != bytes.len() {
+            let context = format!("object {key} is there, and another one");
+            return Err(Error::new(ErrorKind::Corrupt, context));
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! A map page in bytes: the segment names it uses, then its runs.
 
 use super::DecodeError;
-use super::wire::{NAME_BYTES, Reader, check_ascending, put_head, put_name};
+use super::wire::{NAME_BYTES, Reader, VERSION, check_ascending, put_head, put_name};
 use crate::ids::SegmentName;
 use crate::map::{LoadTarget, MapPage, PAGE_BLOCKS, SegmentTable, Target};
 use crate::units::PageIndex;
@@ -45,7 +45,7 @@ pub fn encode_page(page: &MapPage, segments: &SegmentTable) -> Vec<u8> {
 
     let run_count = page.run_count();
     let mut bytes = Vec::with_capacity(16 + names.len() * NAME_BYTES + run_count * RUN_BYTES);
-    put_head(&mut bytes, MAGIC);
+    put_head(&mut bytes, MAGIC, VERSION);
     bytes.extend_from_slice(&0_u16.to_le_bytes());
     bytes.extend_from_slice(&(names.len() as u16).to_le_bytes());
     bytes.extend_from_slice(&(run_count as u16).to_le_bytes());

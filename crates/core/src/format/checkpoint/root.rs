@@ -1,6 +1,6 @@
 //! The root of a checkpoint, and the parts that it names.
 
-use super::wire::{NAME_BYTES, Reader, check_ascending, put_head, put_name};
+use super::wire::{NAME_BYTES, Reader, VERSION, check_ascending, put_head, put_name};
 use super::{DecodeError, check_hash};
 use crate::ids::{
     Epoch, HashKey, Incarnation, ObjectHash, RequestNumber, SegmentHash, SegmentName, Sequence,
@@ -19,6 +19,9 @@ const TABLE_PART_PAGES: usize = 1024;
 /// Segments of a segment part: 8 GiB of log in 30 KiB.
 const SEGMENT_PART_COUNT: usize = 512;
 const SEGMENT_BYTES: usize = NAME_BYTES + HASH_BYTES + 8;
+/// Version of a segment part that says under which generation each segment is stored. A part whose
+/// segments are all stored under the first is written as version 1.
+const GENERATIONS_VERSION: u16 = 2;
 
 /// A segment that a checkpoint needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,9 @@ pub struct LiveSegment {
     pub entries: u32,
     /// How many of its pages the map names.
     pub live_pages: u32,
+    /// Generation under which the site's store has it, from 1. Its objects of earlier generations
+    /// are condemned.
+    pub generation: u32,
 }
 
 /// A checkpoint in memory: all that is needed to open a volume, apart from the map pages
@@ -98,7 +104,7 @@ impl Root {
             self.segments.chunks(SEGMENT_PART_COUNT).map(encode_segment_part).collect();
 
         let mut bytes = Vec::new();
-        put_head(&mut bytes, ROOT_MAGIC);
+        put_head(&mut bytes, ROOT_MAGIC, VERSION);
         bytes.push(u8::from(self.through.segment.is_some()));
         bytes.push(0);
         bytes.extend_from_slice(&self.incarnation.0.to_le_bytes());
@@ -161,7 +167,7 @@ fn encode_table_part(pages: &[Option<ObjectHash>]) -> Option<Vec<u8>> {
         return None;
     }
     let mut bytes = Vec::with_capacity(16 + pages.len() * HASH_BYTES);
-    put_head(&mut bytes, TABLE_MAGIC);
+    put_head(&mut bytes, TABLE_MAGIC, VERSION);
     bytes.extend_from_slice(&(pages.len() as u16).to_le_bytes());
     for page in pages {
         bytes.extend_from_slice(&page.unwrap_or(ABSENT).0);
@@ -189,25 +195,34 @@ fn decode_table_part(bytes: &[u8], expect: usize) -> Result<Vec<Option<ObjectHas
 }
 
 fn encode_segment_part(segments: &[LiveSegment]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(16 + segments.len() * SEGMENT_BYTES);
-    put_head(&mut bytes, SEGMENTS_MAGIC);
+    let later = segments.iter().any(|segment| segment.generation != 1);
+    let version = if later { GENERATIONS_VERSION } else { VERSION };
+    let mut bytes = Vec::with_capacity(16 + segments.len() * (SEGMENT_BYTES + 4));
+    put_head(&mut bytes, SEGMENTS_MAGIC, version);
     bytes.extend_from_slice(&(segments.len() as u16).to_le_bytes());
     for segment in segments {
         put_name(&mut bytes, segment.name);
         bytes.extend_from_slice(&segment.hash.map_or([0; 32], |hash| hash.0));
         bytes.extend_from_slice(&segment.entries.to_le_bytes());
         bytes.extend_from_slice(&segment.live_pages.to_le_bytes());
+        if later {
+            bytes.extend_from_slice(&segment.generation.to_le_bytes());
+        }
     }
     bytes
 }
 
 fn decode_segment_part(bytes: &[u8], expect: usize) -> Result<Vec<LiveSegment>, DecodeError> {
-    let mut reader = Reader::open(bytes, SEGMENTS_MAGIC, "part of a segment list")?;
+    let what = "part of a segment list";
+    let (mut reader, version) =
+        Reader::open_up_to(GENERATIONS_VERSION, bytes, SEGMENTS_MAGIC, what)?;
+    let later = version == GENERATIONS_VERSION;
     let count = reader.u16()?;
     if usize::from(count) != expect {
         return Err(DecodeError::Wrong("a segment part has another length than the root says"));
     }
-    reader.part("segments", u32::from(count), SEGMENT_BYTES)?;
+    let each = SEGMENT_BYTES + if later { 4 } else { 0 };
+    reader.part("segments", u32::from(count), each)?;
     let mut segments = Vec::with_capacity(expect);
     for _ in 0..count {
         let name = reader.name()?;
@@ -217,7 +232,14 @@ fn decode_segment_part(bytes: &[u8], expect: usize) -> Result<Vec<LiveSegment>, 
             hash: (hash != [0; 32]).then_some(SegmentHash(hash)),
             entries: reader.u32()?,
             live_pages: reader.u32()?,
+            generation: if later { reader.u32()? } else { 1 },
         });
+    }
+    if segments.iter().any(|segment| segment.generation == 0) {
+        return Err(DecodeError::Wrong("a segment is stored under generation 0"));
+    }
+    if later && segments.iter().all(|segment| segment.generation == 1) {
+        return Err(DecodeError::Wrong("a segment part of version 2 without a later generation"));
     }
     reader.end()?;
     Ok(segments)

@@ -47,6 +47,7 @@ fn root(pages: usize, segments: u64) -> Root {
                 hash: (n % 5 != 0).then_some(SegmentHash([(n as u8).max(1); 32])),
                 entries: n as u32,
                 live_pages: 2 * n as u32,
+                generation: 1,
             })
             .collect(),
         sessions: BTreeMap::from([(SessionId(4), RequestNumber(17))]),
@@ -143,6 +144,47 @@ fn what_did_not_change_is_shared() {
     let old: Vec<_> = before.parts.iter().map(|part| part.0).collect();
     let new = after.parts.iter().filter(|part| !old.contains(&part.0)).count();
     assert_eq!(new, 2, "one table part and one segment part");
+}
+
+#[test]
+fn generations_are_named() {
+    let mut root = root(2, 1300);
+    root.segments[600].generation = 7;
+    let encoded = root.encode(&KEY);
+    assert_eq!(read_back(&encoded), Ok(root.clone()));
+    let versions = |encoded: &EncodedRoot| -> Vec<u8> {
+        let lists = encoded.parts.iter().filter(|(_, part)| part.starts_with(b"PANNSEGL"));
+        lists.map(|(_, part)| part[8]).collect()
+    };
+    assert_eq!(versions(&encoded), [1, 2, 1]);
+
+    root.segments = vec![LiveSegment { generation: 2, ..root.segments[0] }];
+    let encoded = root.encode(&KEY);
+    let (_, list) = encoded.parts.iter().find(|(_, part)| part[8] == 2).unwrap();
+    let expect = concat!(
+        "50414e4e5345474c",                 // magic
+        "0200",                             // version
+        "0100",                             // segments
+        "01000000000000000300000000000000", // 1.. of epoch 3
+        "02000000",                         // incarnation
+        "0101010101010101010101010101010101010101010101010101010101010101",
+        "01000000", // entries
+        "02000000", // live pages
+        "02000000", // generation
+    );
+    assert_eq!(hex(list), expect);
+    for generation in [0, 1] {
+        let mut list = list.clone();
+        list[12 + 60] = generation;
+        let mut other = encoded.clone();
+        other.parts.retain(|(_, part)| part[8] == 1);
+        let hash = KEY.object(&list);
+        let at = 96 + 32;
+        other.bytes[at..at + 32].copy_from_slice(&hash.0);
+        other.hash = KEY.object(&other.bytes);
+        other.parts.push((hash, list));
+        assert!(matches!(read_back(&other), Err(DecodeError::Wrong(_))), "{generation}");
+    }
 }
 
 #[test]

@@ -3,15 +3,15 @@
 use super::DecodeError;
 use crate::ids::{Epoch, Incarnation, SegmentName, Sequence};
 
-/// Version of all checkpoint objects.
+/// First version of all checkpoint objects, and the only one of most.
 pub(super) const VERSION: u16 = 1;
 
 /// Bytes of a segment name.
 pub(super) const NAME_BYTES: usize = 20;
 
-pub(super) fn put_head(into: &mut Vec<u8>, magic: &[u8; 8]) {
+pub(super) fn put_head(into: &mut Vec<u8>, magic: &[u8; 8], version: u16) {
     into.extend_from_slice(magic);
-    into.extend_from_slice(&VERSION.to_le_bytes());
+    into.extend_from_slice(&version.to_le_bytes());
 }
 
 pub(super) fn put_name(into: &mut Vec<u8>, name: SegmentName) {
@@ -33,12 +33,22 @@ impl<'a> Reader<'a> {
         magic: &[u8; 8],
         what: &'static str,
     ) -> Result<Self, DecodeError> {
+        Self::open_up_to(VERSION, bytes, magic, what).map(|(reader, _version)| reader)
+    }
+
+    /// Reads the magic and a version, which is not above `newest`.
+    pub(super) fn open_up_to(
+        newest: u16,
+        bytes: &'a [u8],
+        magic: &[u8; 8],
+        what: &'static str,
+    ) -> Result<(Self, u16), DecodeError> {
         let mut reader = Self { rest: bytes, part: "header" };
         if reader.take(8)? != magic {
             return Err(DecodeError::WrongMagic(what));
         }
         match reader.u16()? {
-            VERSION => Ok(reader),
+            version if (VERSION..=newest).contains(&version) => Ok((reader, version)),
             version => Err(DecodeError::WrongVersion(version)),
         }
     }

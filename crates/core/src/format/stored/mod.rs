@@ -31,11 +31,18 @@ const ZSTD_LEVEL: i32 = 3;
 const FRAMES_MAX: u32 = CAPACITY_PAGES_MAX / FRAME_PAGES;
 
 /// The key of a segment's object: create-only, and never of two contents, because it carries the
-/// hash and the generation (1 when first stored; a thinned copy is the next).
+/// hash and the generation: 1 when first stored; a thinned copy, and one in place of a damaged
+/// object, is the next.
 #[must_use]
 pub fn key(id: SegmentId, generation: u32, hash: SegmentHash) -> String {
     let short = &hash.to_string()[..16];
     format!("volumes/{}/segments/{}.{generation}.{short}", id.volume, id.name)
+}
+
+/// The generation that a key, or its last part, names.
+#[must_use]
+pub fn generation_of(key: &str) -> Option<u32> {
+    key.rsplit('.').nth(1)?.parse().ok()
 }
 
 /// Encodes the pages that `present` has into an object; a page for which it answers `None` is left

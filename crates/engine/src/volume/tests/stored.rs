@@ -123,9 +123,13 @@ async fn what_stores_less_is_content_with_what_has_more() {
     known.set_stored(false);
     let meta = volume.meta_of(&known).await.unwrap();
     let empty = pannier_core::format::stored::encode(&meta, |_page| None);
-    objects.objects.lock().insert(key, empty.into());
-    let refused = volume.store_segment(name).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    objects.objects.lock().insert(key.clone(), empty.into());
+    volume.store_segment(name).await.unwrap();
+    let beside = volume.stored_key(name).unwrap();
+    assert_ne!(beside, key, "a key is create-only");
+    assert!(volume.object_suffices(&beside, &known).await.unwrap());
+    let listed = crate::stored::read(&Disk::default(), volume.dir()).unwrap();
+    assert_eq!(listed[&name].damaged.len(), 1, "{listed:?}");
 }
 
 /// Objects of a volume in the store: segments, checkpoint objects.
@@ -199,7 +203,7 @@ async fn what_is_condemned_is_not_forgotten_at_a_restart() {
         named.map(|object| object_key(ID, object)).collect()
     };
     assert_eq!(checkpoints.into_iter().collect::<BTreeSet<_>>(), named);
-    let list = crate::upload::read_stored(&Disk::default(), volume.dir()).unwrap();
+    let list = crate::stored::read(&Disk::default(), volume.dir()).unwrap();
     assert_eq!(list.len(), segments.len(), "a line leaves the list with its object");
     volume = restart(Some(volume)).await;
     check(&volume, 2, 4000).await;
