@@ -31,7 +31,8 @@ impl Host {
     ///
     /// # Errors
     /// `NotFound` for the volume, site or host; `Invalid` when it is there already or on its way;
-    /// `Unavailable` while the owner, the target or the registry is away.
+    /// `Unavailable` while the owner, the target or the registry is away, or when the volume's disk
+    /// has failed on the owner.
     pub async fn move_volume(
         &self,
         path: &VolumePath,
@@ -52,6 +53,7 @@ impl Host {
                 return Err(self.silent(path, host, host == found.owner));
             }
         }
+        self.at_owner(&found, HostRequest::Movable { volume: found.id }).await?;
         let plan = Plan { declared: true, waits_for_write: switch == SwitchAt::FirstWrite };
         self.directory
             .update_volume(found.id, |record| {
@@ -176,6 +178,15 @@ impl Host {
     pub async fn abort_move(&self, path: &VolumePath) -> Result<()> {
         let found = self.directory.find(path).await?.record;
         self.at_owner(&found, HostRequest::Abort { volume: found.id }).await
+    }
+
+    /// Whether the volume can be handed over by this host, its owner.
+    pub(super) fn movable_here(&self, volume: VolumeId) -> Result<()> {
+        let Some(cause) = self.locals.known(volume).and_then(|local| local.failure()) else {
+            return Ok(());
+        };
+        let context = format!("volume {volume}: {}. The cause: {cause}", Refusal::DiskFailed);
+        Err(Error::new(ErrorKind::Unavailable, context).with_source(cause))
     }
 
     /// Carries an abort out: this host is the owner.

@@ -38,6 +38,11 @@ pub(super) enum HostRequest {
         /// The volume.
         volume: VolumeId,
     },
+    /// As the owner, say whether the volume can be handed over.
+    Movable {
+        /// The volume.
+        volume: VolumeId,
+    },
 }
 
 /// Its answer.
@@ -60,6 +65,7 @@ impl Host {
             HostRequest::Abort { volume } => {
                 self.abort_here(volume).await.map(|()| HostAnswer::Done)
             }
+            HostRequest::Movable { volume } => self.movable_here(volume).map(|()| HostAnswer::Done),
         }
     }
 

@@ -106,8 +106,11 @@ async fn stop(tools: Arc<Tools>) -> Event {
     match tools.hands.stop(tools.volume).await {
         Ok((position, size_bytes)) => Event::Stopped { position, size_bytes },
         Err(error) => {
-            tracing::error!(volume = %tools.volume, %error, "the volume cannot be stopped");
-            Event::Failed
+            tracing::error!(
+                volume = %tools.volume, %error,
+                "the volume cannot be handed over; reads go on"
+            );
+            Event::StopFailed
         }
     }
 }

@@ -37,7 +37,7 @@ pub trait Hands: Send + Sync + 'static {
     /// Drains, syncs, seals and stops; answers where the log ends, and the size in bytes.
     ///
     /// # Errors
-    /// Any; the volume then does not append.
+    /// Any; the volume then takes no more writes, and serves reads.
     async fn stop(&self, volume: VolumeId) -> Result<(Position, u64)>;
 
     /// The end of the log that `to` lacks, as far as one message carries it. May be empty.

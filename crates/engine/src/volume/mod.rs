@@ -124,13 +124,31 @@ impl Volume {
     /// [`Volume::begin_append`]. Idempotent: a stopped volume answers its position.
     ///
     /// # Errors
-    /// `Unavailable` when the log cannot be made durable; the volume has then failed.
+    /// `Unavailable` when the log cannot be made durable; the volume has then failed: it takes no
+    /// more writes, and serves reads.
     pub async fn stop_append(&self) -> Result<Position> {
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
+        let stopped = self.stop_and_seal().await;
+        if let Err(error) = &stopped {
+            self.fail(&mut self.journal.lock(), error.clone());
+            self.appending.store(true, Ordering::Release);
+        }
+        stopped
+    }
+
+    /// Why it takes no more writes, when its disk has failed.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        match &self.journal.lock().mode {
+            Mode::Failed(error) => Some(error.clone()),
+            Mode::Appending | Mode::Stopped => None,
+        }
+    }
+
+    async fn stop_and_seal(&self) -> Result<Position> {
         {
             let mut journal = self.journal.lock();
-            if let Mode::Failed(error) = &journal.mode {
-                return Err(error.clone());
-            }
             self.appending.store(false, Ordering::Release);
             journal.mode = Mode::Stopped;
             self.close_open(&mut journal);
@@ -221,8 +239,7 @@ impl Volume {
         &self.context
     }
 
-    /// Whether it appends, and so serves guests. When a request fails and this is false, the volume
-    /// has moved: route anew.
+    /// Whether it serves guests: it appends, or its disk has failed and it can still be read.
     #[must_use]
     pub fn is_appending(&self) -> bool {
         self.appending.load(Ordering::Acquire)

@@ -176,6 +176,24 @@ impl Machine {
         self.opening.clear();
     }
 
+    /// What the log has cannot be given: it is not durable, and where it ends not certain. The
+    /// transit is over, or its taker would ask for the switch again and again and stop the reads
+    /// that still go on.
+    pub(super) fn handle_stop_failed(&mut self) {
+        if self.appending != Appending::Stopping {
+            return;
+        }
+        let Role::Owner { transit, .. } = &self.state.role else {
+            self.handle_failed();
+            return;
+        };
+        self.appending = Appending::Yes;
+        if let Some(transit) = transit.clone().filter(|_| self.switch_wanted) {
+            self.abort_transit(&transit);
+            self.done(Outcome::Refused(Refusal::DiskFailed));
+        }
+    }
+
     pub(super) fn advance_giver(&mut self) {
         let view = if self.rules.granted_before_grant { &self.durable } else { &self.state };
         if let (Role::Granted { grant, .. }, Role::Granted { .. }) = (&view.role, &self.state.role)

@@ -71,7 +71,7 @@ pub struct Machine {
     /// Where the log must end at the next start.
     pub(super) start_at: Option<Position>,
     pub(super) appending: Appending,
-    /// A start or stop failed: the next start waits for the timer.
+    /// A start failed: the next one waits for the timer.
     pub(super) start_held: bool,
     pub(super) seen: Option<Seen>,
     pub(super) registry: Registry,
@@ -181,6 +181,7 @@ impl Machine {
             }
             Event::Stopped { position, size_bytes } => self.handle_stopped(position, size_bytes),
             Event::Failed => self.handle_failed(),
+            Event::StopFailed => self.handle_stop_failed(),
             Event::CaughtUp { position } => self.handle_caught_up(position),
             Event::Peer { from, message } => self.handle_peer(from, message),
             Event::Timer => {
@@ -453,7 +454,7 @@ impl Machine {
         self.confirmed && !self.incarnation_used && !self.start_held && !self.switching()
     }
 
-    fn handle_failed(&mut self) {
+    pub(super) fn handle_failed(&mut self) {
         self.appending = Appending::No;
         self.start_held = true;
         if self.switch_wanted {

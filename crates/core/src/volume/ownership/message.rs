@@ -113,8 +113,11 @@ pub enum Event {
         /// The volume's size there.
         size_bytes: u64,
     },
-    /// The volume could not be stopped or started; it does not append.
+    /// The volume could not be started; it does not append.
     Failed,
+    /// The volume could not be stopped, since its disk has failed: it takes no more writes, and
+    /// serves reads as before.
+    StopFailed,
     /// The volume has the log up to the position asked for by [`Effect::CatchUp`].
     CaughtUp {
         /// That position.
@@ -209,7 +212,7 @@ pub enum Effect {
         /// The log must end here; what lies beyond is set aside. `None`: wherever it ends.
         at: Option<Position>,
     },
-    /// Drain, sync, seal and stop appending; then [`Event::Stopped`] or [`Event::Failed`].
+    /// Drain, sync, seal and stop appending; then [`Event::Stopped`] or [`Event::StopFailed`].
     Stop,
     /// Follow the owner's log from now on.
     Follow {

@@ -99,6 +99,13 @@ pub enum Refusal {
     /// Older than what is published.
     #[error("a newer checkpoint is published")]
     OldCheckpoint,
+    /// The volume has failed on its owner's host.
+    #[error(
+        "its disk has failed on the host that owns it, and what it has cannot be handed over; it \
+         can still be read. Mend the disk, restart that host's daemon and move it then, or stop \
+         that host and take the volume over elsewhere"
+    )]
+    DiskFailed,
     /// The machine is busy with a change that must end first.
     #[error("a change of owner is under way on this host; try again")]
     Busy,

@@ -135,6 +135,26 @@ async fn when_the_rescue_fails_too_nothing_is_acknowledged_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_fails_as_it_stops_is_still_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let disk = Disk::observed(Arc::clone(&faults) as Arc<dyn Observer>);
+    let context = host(dir.path(), small(), &Arc::default(), disk);
+    let volume = created(&context, SIZE).await;
+    volume.write(0, pattern(1, 4096), false).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    faults.fail_syncs.store(usize::MAX, Ordering::Release);
+    for attempt in 0..2 {
+        let failed = volume.stop_append().await.unwrap_err();
+        assert!(failed.context().contains("fdatasync"), "{failed}");
+        let mut bytes = [0; 4096];
+        volume.read(0, &mut bytes).await.unwrap();
+        assert!(bytes[..] == pattern(1, 4096)[..], "attempt {attempt}");
+        assert!(volume.write(0, pattern(2, 4096), false).await.is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_writes_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());

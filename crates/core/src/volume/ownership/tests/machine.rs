@@ -1,6 +1,6 @@
 use super::super::{BootId, Effect, Event, LocalState, Machine, Outcome, Role};
 use super::super::{Command, transaction::Refusal};
-use super::super::{Grant, Message, Right};
+use super::super::{Grant, Message, Right, Route};
 use crate::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
 use crate::record::{Transit, VolumePath, VolumeRecord};
 use crate::units::Time;
@@ -130,6 +130,24 @@ fn a_takeover_ends_catching_up() {
 }
 
 #[test]
+fn a_volume_that_cannot_be_stopped_serves_reads_and_its_transit_ends() {
+    let mut machine = running();
+    effects(&mut machine, moving(false));
+    effects(&mut machine, Event::Persisted);
+    let asked = effects(&mut machine, Event::Command(Command::Switch));
+    assert!(asked.contains(&Effect::Stop), "{asked:?}");
+    let failed = effects(&mut machine, Event::StopFailed);
+    assert!(failed.contains(&Effect::Done(Outcome::Refused(Refusal::DiskFailed))), "{failed:?}");
+    assert!(failed.contains(&Effect::Route(Route::Here { epoch: Epoch(3) })), "{failed:?}");
+    assert_eq!(started(&failed), None, "it has not ended");
+    let over = effects(&mut machine, Event::Persisted);
+    assert!(over.contains(&Effect::Done(Outcome::Aborted { epoch: Epoch(4) })), "{over:?}");
+    let again = Message::AskSwitch { epoch: Epoch(4) };
+    let again = effects(&mut machine, Event::Peer { from: HostId(2), message: again });
+    assert!(again.is_empty(), "{again:?}");
+}
+
+#[test]
 fn commands_that_do_not_fit_are_refused() {
     let at = Position::START;
     for (command, refusal) in [
@@ -152,6 +170,7 @@ fn stray_events_change_nothing() {
         Event::CaughtUp { position: Position::START },
         Event::RightWithdrawn { attachment: HostId(2) },
         Event::TailAside,
+        Event::StopFailed,
         Event::Timer,
     ];
     for event in strays {
