@@ -52,9 +52,6 @@ pub const LOG_WAIT_MS: u64 = 1000;
 /// First and longest pause in milliseconds before a failed upload is tried again.
 pub const RETRY_MS: (u64, u64) = (200, 30_000);
 
-/// Sessions that a volume remembers: the oldest is forgotten beyond.
-pub const SESSIONS_MAX: usize = 1024;
-
 /// Inputs that may wait for one volume's ownership driver: a few per attachment and peer. Messages
 /// of peers beyond it are dropped, and repeated by their senders.
 pub const OWNERSHIP_QUEUE: usize = 256;

@@ -309,7 +309,14 @@ impl Mover {
     /// Tells that a newer session of the same attachment has ended this one: it executes nothing
     /// more here. The attachment itself goes on, under the newer session.
     pub fn session_ended(&self, volume: VolumeId, session: SessionId) {
-        self.room(volume).changes.forget(session);
+        let changes = self.room(volume).changes.clone();
+        changes.forget(session);
+        let Ok(local) = self.local(volume) else { return };
+        // Detached: what it has applied stays known until nothing of it runs.
+        drop(tokio::spawn(async move {
+            changes.end(session).await;
+            local.end_session(session);
+        }));
     }
 
     /// Begins to follow a volume's owner, or goes on with another.

@@ -278,7 +278,6 @@ impl Mover {
         }
         if let Some(former) = former {
             self.room(volume).changes.end(former).await;
-            local.end_session(former);
         }
         Ok(None)
     }

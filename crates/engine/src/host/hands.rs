@@ -17,7 +17,7 @@ use pannier_core::volume::Position;
 use pannier_core::volume::ownership::transaction::publish_checkpoint;
 use pannier_core::volume::ownership::{LocalState, Route};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock, Weak};
 use tokio::sync::OnceCell;
 
@@ -190,6 +190,7 @@ impl Hands for Locals {
         epoch: Epoch,
         incarnation: Incarnation,
         at: Option<Position>,
+        sessions: BTreeSet<SessionId>,
     ) -> Result<()> {
         let local = self.here(volume).await?;
         if let Some(at) = at
@@ -201,6 +202,7 @@ impl Hands for Locals {
             );
             return Err(Error::new(ErrorKind::Corrupt, context));
         }
+        local.keep_sessions(&sessions);
         local.begin_append(epoch, incarnation).await
     }
 

@@ -7,11 +7,12 @@ use crate::limits;
 use crate::message::Request;
 use crate::port::Class;
 use bytes::Bytes;
-use pannier_core::ids::{Epoch, HostId, Incarnation};
+use pannier_core::ids::{Epoch, HostId, Incarnation, SessionId};
 use pannier_core::record::VolumeRecord;
 use pannier_core::volume::Position;
 use pannier_core::volume::ownership::transaction::{self, Change, Refusal};
-use pannier_core::volume::ownership::{Effect, Event, LocalState, Message, Rules};
+use pannier_core::volume::ownership::{Effect, Event, LocalState, Message, Rules, SESSIONS_MAX};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Executes one effect: what is quick at once, what takes time in a task that reports.
@@ -29,7 +30,9 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
         }
         Effect::Send { to, message } => send(driver, to, message),
         Effect::Start { epoch, incarnation, at } => {
-            driver.spawn_event(start(tools, epoch, incarnation, at));
+            let sessions = driver.machine.state().sessions.values().filter(|session| session.open);
+            let sessions = sessions.map(|session| session.id).collect();
+            driver.spawn_event(start(tools, (epoch, incarnation), at, sessions));
         }
         Effect::Stop => driver.spawn_event(stop(tools)),
         Effect::Follow { from } => follow(driver, from),
@@ -56,6 +59,15 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
                 session.0
             );
             let answer = Err(Error::new(ErrorKind::Fenced, context));
+            driver.session_answer(attachment, session, &answer);
+        }
+        Effect::SessionRefused { attachment, session } => {
+            let context = format!(
+                "volume {volume} is in use on {SESSIONS_MAX} other hosts, the most that there may \
+                 be; host {attachment} waits until guests on one of them disconnect"
+            );
+            tracing::warn!(%volume, host = %attachment, "{context}");
+            let answer = Err(Error::new(ErrorKind::Unavailable, context));
             driver.session_answer(attachment, session, &answer);
         }
         Effect::WithdrawRight { attachment } => driver.spawn_event(async move {
@@ -89,11 +101,11 @@ async fn persist(tools: Arc<Tools>, state: LocalState) -> Event {
 
 async fn start(
     tools: Arc<Tools>,
-    epoch: Epoch,
-    incarnation: Incarnation,
+    (epoch, incarnation): (Epoch, Incarnation),
     at: Option<Position>,
+    sessions: BTreeSet<SessionId>,
 ) -> Event {
-    match tools.hands.start(tools.volume, epoch, incarnation, at).await {
+    match tools.hands.start(tools.volume, epoch, incarnation, at, sessions).await {
         Ok(()) => Event::Started,
         Err(error) => {
             tracing::error!(volume = %tools.volume, %error, "the volume cannot be started");

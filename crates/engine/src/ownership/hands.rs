@@ -6,6 +6,7 @@ use bytes::Bytes;
 use pannier_core::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
 use pannier_core::volume::Position;
 use pannier_core::volume::ownership::{LocalState, Route};
+use std::collections::BTreeSet;
 
 /// The parts of a host that the ownership driver acts on. All calls name the volume.
 #[async_trait]
@@ -22,7 +23,8 @@ pub trait Hands: Send + Sync + 'static {
     /// `NoSpace`, `Unavailable`.
     async fn persist(&self, state: LocalState) -> Result<()>;
 
-    /// Begins to append. With `at`, the log must end there.
+    /// Begins to append. With `at`, the log must end there. `sessions` are those that are open: what
+    /// others have applied need not be known any more.
     ///
     /// # Errors
     /// Any; the volume then does not append.
@@ -32,6 +34,7 @@ pub trait Hands: Send + Sync + 'static {
         epoch: Epoch,
         incarnation: Incarnation,
         at: Option<Position>,
+        sessions: BTreeSet<SessionId>,
     ) -> Result<()>;
 
     /// Drains, syncs, seals and stops; answers where the log ends, and the size in bytes.

@@ -8,7 +8,6 @@ use super::Volume;
 use super::log::{Position, SessionTable};
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits;
 use crate::pool::PoolFile;
 use pannier_core::format::segment::{Header, Link, OpenSegment, SegmentWriter};
 use pannier_core::ids::{Epoch, Incarnation, RequestNumber, SegmentName, Sequence, SessionId};
@@ -197,7 +196,8 @@ impl Volume {
     }
 }
 
-/// Notes what a session has applied; the table is bounded.
+/// Notes what a session has applied. Those that are over leave the table as they end, and at the
+/// next start ([`Volume::keep_sessions`]): a volume that only follows does not know which are.
 pub(crate) fn note_session(
     sessions: &mut SessionTable,
     session: SessionId,
@@ -205,9 +205,4 @@ pub(crate) fn note_session(
 ) {
     let known = sessions.entry(session).or_default();
     *known = (*known).max(request);
-    if sessions.len() > limits::SESSIONS_MAX
-        && let Some(other) = sessions.keys().copied().find(|known| *known != session)
-    {
-        sessions.remove(&other);
-    }
 }

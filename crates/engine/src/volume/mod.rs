@@ -40,6 +40,7 @@ use pannier_core::ids::{Epoch, Incarnation, SessionId, VolumeId};
 use parking_lot::{Mutex, RwLock};
 use segment::Metas;
 use state::MapState;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -117,6 +118,12 @@ impl Volume {
         }
         self.appending.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Forgets what all sessions but these have applied: they are over, and will not ask again. To
+    /// be called while the volume does not append, so that nothing of them runs.
+    pub(crate) fn keep_sessions(&self, open: &BTreeSet<SessionId>) {
+        self.journal.lock().sessions.retain(|session, _| open.contains(session));
     }
 
     /// Ends appending: refuses new requests, drains the running ones, syncs and seals. Nothing is

@@ -527,6 +527,7 @@ impl World {
             Effect::SessionEnded { attachment, session } => {
                 self.session_ended(host, attachment, session);
             }
+            Effect::SessionRefused { .. } => unreachable!("a handful of hosts"),
             Effect::WithdrawRight { attachment } => return Ok(self.withdraw(host, attachment)),
             Effect::SetTailAside { end } => {
                 self.hosts[host].change(|host| {

@@ -2,7 +2,7 @@
 
 use super::machine::Machine;
 use super::message::Effect;
-use super::state::{Role, Session};
+use super::state::{Role, SESSIONS_MAX, Session};
 use crate::ids::{Epoch, HostId, SessionId};
 use std::collections::BTreeMap;
 
@@ -39,6 +39,12 @@ impl Machine {
         let over = newest.is_some_and(over) && self.rules.new_session_ends_old;
         if stale || over {
             self.effects.push_back(Effect::SessionEnded { attachment, session });
+            return;
+        }
+        let others =
+            self.state.sessions.iter().filter(|(of, known)| known.open && **of != attachment);
+        if others.count() >= SESSIONS_MAX {
+            self.effects.push_back(Effect::SessionRefused { attachment, session });
             return;
         }
         let ended = newest.filter(|old| old.open && old.id != session).map(|old| old.id);

@@ -247,6 +247,14 @@ pub enum Effect {
         /// The session that is over.
         session: SessionId,
     },
+    /// The session is not open: as many as there may be are ([`super::SESSIONS_MAX`]). It may ask
+    /// again.
+    SessionRefused {
+        /// The host whose attachment it is.
+        attachment: HostId,
+        /// The session.
+        session: SessionId,
+    },
     /// Let the attachment's admitted writes finish and admit no more; then
     /// [`Event::RightWithdrawn`].
     WithdrawRight {

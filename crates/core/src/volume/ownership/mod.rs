@@ -16,7 +16,9 @@ pub mod transaction;
 pub use machine::Machine;
 pub use message::{Command, Effect, Event, Grant, GrantAnswer, Message, Outcome, Route};
 pub use rules::Rules;
-pub use state::{BootId, LocalState, Right, Role, STATE_BYTES_MAX, Session, Sessions, StateError};
+pub use state::{
+    BootId, LocalState, Right, Role, SESSIONS_MAX, STATE_BYTES_MAX, Session, Sessions, StateError,
+};
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use pannier_core::record::{VolumePath, VolumeRecord};
 use pannier_core::volume::Position;
 use pannier_core::volume::ownership::{BootId, LocalState, Route};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -179,6 +179,7 @@ impl Hands for Body {
         _epoch: Epoch,
         _incarnation: Incarnation,
         at: Option<Position>,
+        _sessions: BTreeSet<SessionId>,
     ) -> Result<()> {
         self.point().await;
         assert!(at.is_none_or(|at| at == Position::START || at == self.end()));

@@ -14,6 +14,31 @@ const GUEST: HostId = HostId(9);
 const OLD: SessionId = SessionId(1);
 const NEW: SessionId = SessionId(2);
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_remembered_while_it_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = host(dir.path(), small(), &Arc::default(), Disk::default());
+    let volume = created(&context, 1 << 20).await;
+    let first = RequestNumber(1);
+    let mark = |session| {
+        let volume = Arc::clone(&volume);
+        async move {
+            volume.write_in_session(SessionId(session), first..=first, &[]).await.unwrap();
+        }
+    };
+    for session in (1..=1100).step_by(100) {
+        futures::future::join_all((session..session + 100).map(mark)).await;
+    }
+    assert_eq!(volume.sessions().get(&SessionId(1)), Some(&first), "its guest is still there");
+    volume.stop_append().await.unwrap();
+    volume.keep_sessions(&[SessionId(1), SessionId(700)].into());
+    volume.begin_append(Epoch(1), Incarnation(9)).await.unwrap();
+    assert_eq!(
+        volume.sessions().keys().copied().collect::<Vec<_>>(),
+        [SessionId(1), SessionId(700)]
+    );
+}
+
 /// A disk whose syncs take as long as the test likes.
 #[derive(Default)]
 struct Slow(AtomicBool);

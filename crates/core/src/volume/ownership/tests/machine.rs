@@ -1,6 +1,6 @@
 use super::super::{BootId, Effect, Event, LocalState, Machine, Outcome, Role};
 use super::super::{Command, transaction::Refusal};
-use super::super::{Grant, Message, Right, Route};
+use super::super::{Grant, Message, Right, Route, SESSIONS_MAX};
 use crate::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
 use crate::record::{Transit, VolumePath, VolumeRecord};
 use crate::units::Time;
@@ -127,6 +127,24 @@ fn a_takeover_ends_catching_up() {
     assert!(effects(&mut machine, Event::Command(takeover)).contains(&Effect::Unfollow));
     effects(&mut machine, Event::CaughtUp { position });
     assert!(matches!(machine.state().role, Role::Claiming { .. }));
+}
+
+#[test]
+fn one_session_too_many_is_refused_and_ends_no_other() {
+    let mut machine = running();
+    let open = |machine: &mut Machine, host: u64, session| {
+        let (attachment, session) = (HostId(host), SessionId(session));
+        let open = Event::OpenSession { attachment, session, lineage: Epoch(0) };
+        let refused = Effect::SessionRefused { attachment, session };
+        effects(machine, open).contains(&refused)
+    };
+    let max = SESSIONS_MAX as u64;
+    assert!((0..max).all(|host| !open(&mut machine, host, 7)));
+    assert!(open(&mut machine, max, 1), "it is refused");
+    assert!(machine.state().sessions.values().all(|session| session.open));
+    assert!(!open(&mut machine, 3, 8), "it takes the place of its attachment's former one");
+    effects(&mut machine, Event::CloseSession { attachment: HostId(5), session: SessionId(7) });
+    assert!(!open(&mut machine, max, 1), "there is room again");
 }
 
 #[test]
