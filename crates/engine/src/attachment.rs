@@ -142,7 +142,7 @@ impl Connection {
         tokio::select! {
             biased;
             done = work => match done {
-                Err(_moved) if !volume.is_appending() => {
+                Err(error) if volume.has_left(&error) => {
                     tokio::time::sleep(limits::RECHECK).await;
                     None
                 }
@@ -305,7 +305,7 @@ impl BlockDevice for Connection {
                 }
                 Ok(true)
             }
-            Err(error) if volume.is_appending() => Err(error),
+            Err(error) if !volume.has_left(&error) => Err(error),
             Ok(false) | Err(_) => Ok(false),
         }
     }
@@ -316,7 +316,7 @@ impl BlockDevice for Connection {
         let Route::Local(volume) = &**route else { return Ok(0) };
         let Some(_pass) = self.room.gate.enter_inline() else { return Ok(0) };
         match volume.try_write(writes) {
-            Err(error) if volume.is_appending() => Err(error),
+            Err(error) if !volume.has_left(&error) => Err(error),
             Err(_moved) => Ok(0),
             done => done,
         }

@@ -179,7 +179,7 @@ impl Mover {
     fn answer_after(&self, local: &Volume, done: Result<Bytes>) -> Answer {
         match done {
             Ok(bytes) => Ok((Response::Done { size_bytes: local.size_bytes() }, bytes)),
-            Err(_moved) if !local.is_appending() => {
+            Err(error) if local.has_left(&error) => {
                 let cause = format!("volume {} changes its owner", local.id());
                 plain(Response::Busy { cause })
             }

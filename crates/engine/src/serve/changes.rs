@@ -222,7 +222,7 @@ impl Changes {
     async fn done_before(volume: &Volume) -> Result<Response> {
         match volume.flush_log().await {
             Ok(()) => Ok(done(volume)),
-            Err(_moved) if !volume.is_appending() => Ok(busy("the volume changes its owner")),
+            Err(error) if volume.has_left(&error) => Ok(busy("the volume changes its owner")),
             Err(error) => Err(error),
         }
     }
@@ -245,7 +245,7 @@ impl Changes {
             };
             match done_alone {
                 Ok(()) => answer(waiting.replies, &Ok(done(volume))),
-                Err(_moved) if !volume.is_appending() => {
+                Err(error) if volume.has_left(&error) => {
                     answer(waiting.replies, &Ok(busy("the volume changes its owner")));
                     break;
                 }

@@ -177,9 +177,20 @@ impl Journal {
     }
 }
 
+/// The source of errors of requests that came while the volume was stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("it is stopped")]
+struct Stopped;
+
 /// The volume does not append.
 pub(crate) fn stopped() -> Error {
-    Error::new(ErrorKind::Closed, "the volume is not appended to on this host; ask its owner")
+    let context = "the volume is not appended to on this host; ask its owner";
+    Error::new(ErrorKind::Closed, context).with_source(Stopped)
+}
+
+/// Whether a request has failed only since the volume was stopped.
+pub(super) fn is_stopped(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<Stopped>())
 }
 
 impl Volume {

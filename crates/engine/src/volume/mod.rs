@@ -252,6 +252,12 @@ impl Volume {
         self.appending.load(Ordering::Acquire)
     }
 
+    /// Whether a request that failed so is to be routed anew. The error itself says so: by now the
+    /// volume may have been started again.
+    pub(crate) fn has_left(&self, error: &Error) -> bool {
+        journal::is_stopped(error) || !self.is_appending()
+    }
+
     /// The end of the log here.
     #[must_use]
     pub fn position(&self) -> Position {

@@ -104,11 +104,14 @@ async fn a_stopped_volume_serves_nobody_and_goes_on_in_a_new_incarnation() {
     assert_eq!(position.entries, 1);
     assert_eq!(volume.stop_append().await.unwrap(), position);
     let mut bytes = vec![0; 4096];
-    assert_eq!(volume.read(0, &mut bytes).await.unwrap_err().kind(), ErrorKind::Closed);
+    let unread = volume.read(0, &mut bytes).await.unwrap_err();
+    assert_eq!(unread.kind(), ErrorKind::Closed);
     let refused = volume.write(0, pattern(1, 4096), false).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Closed);
     assert!(!volume.is_appending());
     volume.begin_append(Epoch(1), Incarnation(2)).await.unwrap();
+    // The request finds out only now, and is not to fail at its guest.
+    assert!(volume.has_left(&refused) && volume.has_left(&unread));
     assert!(read(&volume, 4096, 8192).await == pattern(3, 8192));
     volume.resize(SIZE * 2).await.unwrap();
     volume.write(SIZE * 2 - 4096, pattern(4, 4096), false).await.unwrap();
