@@ -61,9 +61,11 @@ impl Follower {
         let lag_bytes = Arc::new(AtomicU64::new(0));
         let running = CancellationToken::new();
         let ended = running.clone();
+        let run = room.follower_runs.token();
         let task = Task { mover, room, from, reached: sender, lag_bytes: lag_bytes.clone() };
         // Detached: it ends with the handle's guard.
         drop(tokio::spawn(async move {
+            let _run = run;
             tokio::select! {
                 () = task.run() => {}
                 () = ended.cancelled() => {}

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// What the mover asks of the ownership driver.
 #[async_trait]
@@ -104,6 +105,8 @@ pub(crate) struct Room {
     /// The position that each follower has asked for last.
     pub(crate) followers: Mutex<BTreeMap<HostId, Position>>,
     follower: Mutex<Option<Follower>>,
+    /// Followers, ended ones until nothing of them runs.
+    pub(crate) follower_runs: TaskTracker,
     hydration: Mutex<Option<Hydration>>,
     pub(crate) progress: Mutex<MoveProgress>,
     pub(crate) demand_fetches: AtomicU64,
@@ -133,6 +136,7 @@ impl Room {
             changes: Arc::default(),
             followers: Mutex::default(),
             follower: Mutex::new(None),
+            follower_runs: TaskTracker::new(),
             hydration: Mutex::new(None),
             progress: Mutex::new(MoveProgress::default()),
             demand_fetches: AtomicU64::new(0),
@@ -327,6 +331,16 @@ impl Mover {
             return;
         }
         *follower = Some(Follower::start(self.clone(), room.clone(), from));
+    }
+
+    /// Follows no more; when it returns nothing of it runs, save a batch of the log that is being
+    /// applied.
+    pub(crate) async fn end_following(&self, volume: VolumeId) {
+        let Some(room) = self.known(volume) else { return };
+        drop(room.follower.lock().take());
+        room.follower_runs.close();
+        room.follower_runs.wait().await;
+        room.follower_runs.reopen();
     }
 
     /// Follows no more.

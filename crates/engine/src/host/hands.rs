@@ -242,6 +242,11 @@ impl Hands for Locals {
         Ok(self.here(volume).await?.position())
     }
 
+    async fn end_following(&self, volume: VolumeId) -> Result<Position> {
+        self.mover().end_following(volume).await;
+        Ok(self.here(volume).await?.followed_end().await)
+    }
+
     fn follow(&self, volume: VolumeId, from: HostId) {
         self.mover().follow(volume, from);
     }

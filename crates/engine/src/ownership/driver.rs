@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// An answer that somebody waits for.
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -71,6 +72,8 @@ pub(super) struct Driver {
     pub(super) tail: Option<(Position, Bytes)>,
     pub(super) sending_grant: bool,
     pub(super) catching: Option<AbortHandle>,
+    /// Tasks that catch up, aborted ones until they have ended.
+    pub(super) catching_runs: TaskTracker,
     pub(super) asking_switch: Option<AbortHandle>,
     commands: Vec<(Asked, Reply<Outcome>)>,
     openers: Vec<(HostId, SessionId, Reply<()>)>,
@@ -132,6 +135,7 @@ impl Driver {
             tail: None,
             sending_grant: false,
             catching: None,
+            catching_runs: TaskTracker::new(),
             asking_switch: None,
             commands: Vec::new(),
             openers: Vec::new(),

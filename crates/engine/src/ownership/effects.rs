@@ -14,6 +14,7 @@ use pannier_core::volume::ownership::transaction::{self, Change, Refusal};
 use pannier_core::volume::ownership::{Effect, Event, LocalState, Message, Rules, SESSIONS_MAX};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use tokio_util::task::TaskTracker;
 
 /// Executes one effect: what is quick at once, what takes time in a task that reports.
 pub(super) fn execute(driver: &mut Driver, effect: Effect) {
@@ -44,6 +45,7 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
             }
             tools.hands.unfollow(volume);
         }
+        Effect::FindEnd => driver.spawn_event(find_end(tools, driver.catching_runs.clone())),
         Effect::CatchUp { from, position } => catch_up(driver, from, position),
         Effect::Route(route) => tools.hands.route(volume, route),
         Effect::SessionOpened { attachment, session, ended } => {
@@ -123,6 +125,22 @@ async fn stop(tools: Arc<Tools>) -> Event {
                 "the volume cannot be handed over; reads go on"
             );
             Event::StopFailed
+        }
+    }
+}
+
+async fn find_end(tools: Arc<Tools>, catching: TaskTracker) -> Event {
+    // An aborted task ends where it waits next, not where it is.
+    catching.close();
+    catching.wait().await;
+    catching.reopen();
+    loop {
+        match tools.hands.end_following(tools.volume).await {
+            Ok(position) => return Event::LogEnds { position },
+            Err(error) => {
+                tracing::error!(volume = %tools.volume, %error, "where the log ends is not known");
+                tokio::time::sleep(limits::OWNERSHIP_RETRY).await;
+            }
         }
     }
 }
@@ -270,8 +288,10 @@ fn catch_up(driver: &mut Driver, from: HostId, position: Position) {
     if let Some(task) = driver.catching.take() {
         task.abort();
     }
+    let run = driver.catching_runs.token();
     let tail = driver.tail.take().filter(|(at, _)| *at == position).map(|(_, tail)| tail);
     let task = driver.tasks.spawn(async move {
+        let _run = run;
         let mut tail = tail.unwrap_or_default();
         loop {
             let bytes = std::mem::take(&mut tail);

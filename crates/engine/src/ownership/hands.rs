@@ -64,6 +64,13 @@ pub trait Hands: Send + Sync + 'static {
     /// `NotFound` when nothing of the volume is here.
     async fn position(&self, volume: VolumeId) -> Result<Position>;
 
+    /// Follows no more. When it returns nothing that following had begun goes on, and the log ends
+    /// here.
+    ///
+    /// # Errors
+    /// As [`Hands::position`]; it is called again.
+    async fn end_following(&self, volume: VolumeId) -> Result<Position>;
+
     /// Follows the owner's log.
     fn follow(&self, volume: VolumeId, from: HostId);
 

@@ -267,8 +267,9 @@ impl Owners {
     /// `Invalid` when a host that may own the volume is not named, or this host owns it;
     /// `Unavailable` while the registry is away (the claim goes on).
     pub async fn take_over(&self, volume: VolumeId, fenced: BTreeSet<HostId>) -> Result<Outcome> {
-        let at = self.hands.position(volume).await?;
-        self.command(volume, Command::Takeover { fenced, at }).await
+        // Of a host that has nothing of it nothing is asked.
+        self.hands.position(volume).await?;
+        self.command(volume, Command::Takeover { fenced }).await
     }
 
     /// Opens an attachment's session here, at the owner; durable when it returns. `lineage` is the

@@ -133,8 +133,19 @@ impl Volume {
     pub async fn apply_log(&self, batch: &LogBatch) -> Result<Position> {
         let this = self.this()?;
         let segments = batch.segments.clone();
+        let one = self.following.clone().lock_owned().await;
+        // Held by what cannot be stopped, and not by what waits for it.
+        blocking(move || {
+            let _one = one;
+            this.apply_segments(&segments)
+        })
+        .await
+    }
+
+    /// The end of the log, when no batch is being applied, as one may be whose follower has gone.
+    pub(crate) async fn followed_end(&self) -> Position {
         let _one = self.following.lock().await;
-        blocking(move || this.apply_segments(&segments)).await
+        self.position()
     }
 
     fn apply_segments(

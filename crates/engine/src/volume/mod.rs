@@ -78,7 +78,7 @@ pub struct Volume {
     /// Told when a session's request was applied.
     pub(crate) session_news: Notify,
     /// Held while a batch of another host's log is applied.
-    pub(crate) following: tokio::sync::Mutex<()>,
+    pub(crate) following: Arc<tokio::sync::Mutex<()>>,
     pub(crate) closing: AtomicBool,
     pub(crate) checkpointer: tokio::sync::Mutex<Checkpointer>,
     pub(crate) counters: Counters,

@@ -309,7 +309,7 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         stored_list: Mutex::new(stored.clone()),
         session_news: Notify::new(),
         closing: AtomicBool::new(false),
-        following: tokio::sync::Mutex::new(()),
+        following: Arc::default(),
         checkpointer: tokio::sync::Mutex::new(Checkpointer::new(saved)),
         counters: Counters::new(),
     });

@@ -319,11 +319,7 @@ impl World {
                 self.budget.change(|budget| budget.takeovers -= 1);
                 let out = |other: &usize| !self.hosts[*other].get().powered;
                 let fenced: BTreeSet<HostId> = (0..HOSTS).filter(out).map(host_id).collect();
-                self.hosts[host].change(|host| host.synced = host.log.len());
-                let it = self.hosts[host].get();
-                let at = it.position(it.log.len());
-                let command = Command::Takeover { fenced, at };
-                self.feed(scenario, host, Event::Command(command))
+                self.feed(scenario, host, Event::Command(Command::Takeover { fenced }))
             }
             _ => Ok(()),
         }
@@ -517,6 +513,11 @@ impl World {
                 host.following = None;
                 host.catching = None;
             }),
+            Effect::FindEnd => {
+                self.hosts[host].change(|host| host.synced = host.log.len());
+                let it = self.hosts[host].get();
+                return Ok(Some(Event::LogEnds { position: it.position(it.log.len()) }));
+            }
             Effect::CatchUp { from, position } => {
                 let catching = Some((host_index(from), position));
                 self.hosts[host].change(|host| host.catching = catching);

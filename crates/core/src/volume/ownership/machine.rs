@@ -12,7 +12,7 @@ use crate::ids::{Epoch, HostId, Incarnation, SessionId, VolumeId};
 use crate::record::{EpochEnd, Transit, VolumeRecord};
 use crate::units::Time;
 use crate::volume::Position;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Time after which an unanswered GRANT or a failed registry call is tried again.
 const RETRY_MS: u64 = 200;
@@ -81,6 +81,8 @@ pub struct Machine {
     pub(super) switch_wanted: bool,
     pub(super) abort_told: Option<Epoch>,
     pub(super) catching: Option<Catching>,
+    /// A takeover that waits to know where the log ends, with the hosts that are out.
+    pub(super) taking_over: Option<BTreeSet<HostId>>,
     /// Whom to tell, once it is durable, that the GRANT was accepted.
     pub(super) answer_to: Option<(HostId, Epoch)>,
     pub(super) grant_sent: bool,
@@ -145,6 +147,7 @@ impl Machine {
             switch_wanted: false,
             abort_told: None,
             catching: None,
+            taking_over: None,
             answer_to: None,
             grant_sent: false,
             aside: false,
@@ -183,6 +186,7 @@ impl Machine {
             Event::Failed => self.handle_failed(),
             Event::StopFailed => self.handle_stop_failed(),
             Event::CaughtUp { position } => self.handle_caught_up(position),
+            Event::LogEnds { position } => self.handle_log_ends(position),
             Event::Peer { from, message } => self.handle_peer(from, message),
             Event::Timer => {
                 self.deadline = None;
@@ -276,7 +280,7 @@ impl Machine {
             Command::Prepare { to, plan } => self.command_prepare(to, plan),
             Command::Switch => self.command_switch(),
             Command::Abort => self.command_abort(),
-            Command::Takeover { fenced, at } => self.command_takeover(fenced, at),
+            Command::Takeover { fenced } => self.command_takeover(fenced),
         }
     }
 
@@ -538,7 +542,7 @@ impl Machine {
             self.seen.as_ref().map(|seen| seen.owner).filter(|owner| *owner != self.me);
         let to = match &self.state.role {
             Role::Granted { grant, .. } if self.durable.role == self.state.role => Some(grant.to),
-            Role::Follower { .. } if self.catching.is_some() => None,
+            Role::Follower { .. } if self.catching.is_some() || self.taking_over.is_some() => None,
             Role::Follower { gave_to } => registered.or(*gave_to),
             Role::Granted { .. }
             | Role::Owner { .. }

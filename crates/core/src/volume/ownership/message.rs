@@ -78,8 +78,6 @@ pub enum Command {
     Takeover {
         /// Hosts that are out, on the operator's word.
         fenced: BTreeSet<HostId>,
-        /// Where this host's log ends, durably.
-        at: Position,
     },
 }
 
@@ -121,6 +119,12 @@ pub enum Event {
     /// The volume has the log up to the position asked for by [`Effect::CatchUp`].
     CaughtUp {
         /// That position.
+        position: Position,
+    },
+    /// The volume's log ends here, durably, and nothing is added to it by following any more: the
+    /// answer to [`Effect::FindEnd`].
+    LogEnds {
+        /// Its end.
         position: Position,
     },
     /// A message from another host.
@@ -221,6 +225,9 @@ pub enum Effect {
     },
     /// Follow no more, and do not catch up with what [`Effect::CatchUp`] has asked for.
     Unfollow,
+    /// Wait until nothing that following or catching up had begun goes on, and find where the log
+    /// ends; then [`Event::LogEnds`].
+    FindEnd,
     /// Bring the log up to the position; then [`Event::CaughtUp`]. It may take as long as it takes.
     CatchUp {
         /// Who has it.

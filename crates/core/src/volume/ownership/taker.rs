@@ -48,7 +48,8 @@ impl Machine {
             return;
         }
         // An owner, a giver or a claimer of a lower epoch takes no GRANT until that is over.
-        let waits = !matches!(self.state.role, Role::Follower { .. });
+        let follower = matches!(self.state.role, Role::Follower { .. });
+        let waits = !follower || self.taking_over.is_some();
         if waits || self.catching.is_some() || self.appending != Appending::No {
             return;
         }
@@ -129,7 +130,8 @@ impl Machine {
     }
 
     fn advance_following(&mut self) {
-        let follower = matches!(self.state.role, Role::Follower { .. });
+        let follower =
+            matches!(self.state.role, Role::Follower { .. }) && self.taking_over.is_none();
         let known = self.state.known;
         // A claim, or a higher epoch: the log that was caught up with is not this host's any more.
         let over = |c: &Catching| !follower || self.knows(&c.grant);
@@ -167,20 +169,35 @@ impl Machine {
         }
     }
 
-    pub(super) fn command_takeover(&mut self, fenced: BTreeSet<HostId>, at: Position) {
-        let granted = match &self.state.role {
-            Role::Follower { .. } => None,
-            Role::Granted { epoch, grant } => Some((*epoch, grant.clone())),
+    pub(super) fn command_takeover(&mut self, fenced: BTreeSet<HostId>) {
+        match &self.state.role {
+            // The claim names where the log ends: what is followed must not move that any more.
+            Role::Follower { .. } if self.taking_over.is_none() => {
+                self.taking_over = Some(fenced);
+                self.advance_following();
+                self.effects.push_back(Effect::FindEnd);
+            }
+            Role::Granted { epoch, grant } => {
+                let (at, granted) = (grant.position, (*epoch, grant.clone()));
+                self.claim(at, fenced, Some(granted));
+            }
             Role::Owner { .. } => {
                 self.done(Outcome::Refused(Refusal::AlreadyThere(self.me)));
-                return;
             }
-            Role::Claiming { .. } | Role::Creating | Role::Fenced { .. } => {
-                self.done(Outcome::Refused(Refusal::Busy));
-                return;
-            }
-        };
-        let at = granted.as_ref().map_or(at, |(_, grant)| grant.position);
+            Role::Follower { .. }
+            | Role::Claiming { .. }
+            | Role::Creating
+            | Role::Fenced { .. } => self.done(Outcome::Refused(Refusal::Busy)),
+        }
+    }
+
+    pub(super) fn handle_log_ends(&mut self, position: Position) {
+        if let Some(fenced) = self.taking_over.take() {
+            self.claim(position, fenced, None);
+        }
+    }
+
+    fn claim(&mut self, at: Position, fenced: BTreeSet<HostId>, granted: Option<(Epoch, Grant)>) {
         self.state.role = Role::Claiming { at, fenced, granted };
         if !self.rules.takeover_registered_first {
             self.own(self.state.known.next(), at);

@@ -227,6 +227,11 @@ impl Hands for Body {
         Ok(self.end())
     }
 
+    async fn end_following(&self, _volume: VolumeId) -> Result<Position> {
+        self.point().await;
+        Ok(self.end())
+    }
+
     fn follow(&self, _volume: VolumeId, _from: HostId) {}
 
     fn unfollow(&self, _volume: VolumeId) {}

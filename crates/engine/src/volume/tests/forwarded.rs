@@ -39,13 +39,14 @@ async fn a_session_is_remembered_while_it_is_open() {
     );
 }
 
-/// A disk whose syncs take as long as the test likes.
+/// A disk whose syncs take as long as the test likes; and whether one does.
 #[derive(Default)]
-struct Slow(AtomicBool);
+pub(super) struct Slow(pub(super) AtomicBool, pub(super) AtomicBool);
 
 impl Observer for Slow {
     fn before(&self, op: &DiskOp<'_>) -> io::Result<()> {
         while matches!(op, DiskOp::Sync { .. }) && self.0.load(Ordering::Relaxed) {
+            self.1.store(true, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())

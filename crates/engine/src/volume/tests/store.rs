@@ -1,8 +1,10 @@
 //! Storing, evicting, checkpoints, followers, sessions.
 
+use super::forwarded::Slow;
 use super::model::gone;
 use super::*;
 use crate::checkpoint::Saved;
+use crate::disk::Observer;
 use crate::context::{Publication, Publish};
 use crate::volume::log::{Operation, object_key};
 use crate::volume::recover::load_map;
@@ -405,4 +407,41 @@ async fn a_map_that_names_an_unlisted_segment_is_refused() {
     let refused = load_map(&context, &dir, &root).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
     assert!(refused.to_string().contains("not listed"), "{refused}");
+}
+
+/// What is claimed at a takeover is all that is ever applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_followed_log_is_behind_what_is_being_applied() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let owner_host = host(here.path(), small(), &Arc::default(), Disk::default());
+    let owner = created(&owner_host, SIZE).await;
+    owner.checkpoint().await.unwrap();
+    let (root, objects) = objects_of(&owner).await;
+    let slow = Arc::new(Slow::default());
+    let disk = Disk::observed(Arc::clone(&slow) as Arc<dyn Observer>);
+    let follower_host = host(there.path(), small(), &Arc::default(), disk);
+    let follower = Volume::follower(&follower_host, ID, root, objects).await.unwrap();
+    fill(&owner, 10, 1).await;
+    owner.seal_open().await.unwrap();
+    let batch = owner.log_since(follower.position(), 1 << 20).await.unwrap();
+
+    slow.0.store(true, Ordering::Relaxed);
+    let through = batch.through;
+    let applying = {
+        let follower = Arc::clone(&follower);
+        tokio::spawn(async move { follower.apply_log(&batch).await })
+    };
+    while !slow.1.load(Ordering::Relaxed) {
+        tokio::task::yield_now().await;
+    }
+    applying.abort();
+    assert!(applying.await.unwrap_err().is_cancelled(), "following has ended");
+    let end = {
+        let follower = Arc::clone(&follower);
+        tokio::spawn(async move { follower.followed_end().await })
+    };
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    slow.0.store(false, Ordering::Relaxed);
+    assert_eq!(end.await.unwrap(), through);
+    assert_eq!(follower.position(), through);
 }

@@ -123,10 +123,17 @@ fn a_takeover_ends_catching_up() {
     let message = Message::Grant(grant);
     let granted = effects(&mut machine, Event::Peer { from, message });
     assert_eq!(granted.first(), Some(&Effect::CatchUp { from, position }));
-    let takeover = Command::Takeover { fenced: [from].into(), at: Position::START };
-    assert!(effects(&mut machine, Event::Command(takeover)).contains(&Effect::Unfollow));
-    effects(&mut machine, Event::CaughtUp { position });
-    assert!(matches!(machine.state().role, Role::Claiming { .. }));
+    let takeover = Event::Command(Command::Takeover { fenced: [from].into() });
+    assert_eq!(effects(&mut machine, takeover), [Effect::Unfollow, Effect::FindEnd]);
+    // Until it is known where the log ends there is nothing to claim, and nothing to follow.
+    let message = Message::AskSwitch { epoch };
+    for late in [Event::CaughtUp { position }, Event::Timer, Event::Peer { from, message }] {
+        assert!(effects(&mut machine, late).is_empty());
+    }
+    let at = Position::START;
+    effects(&mut machine, Event::LogEnds { position: at });
+    let Role::Claiming { at: claimed, .. } = machine.state().role else { panic!("no claim") };
+    assert_eq!(claimed, at);
 }
 
 #[test]
@@ -167,11 +174,10 @@ fn a_volume_that_cannot_be_stopped_serves_reads_and_its_transit_ends() {
 
 #[test]
 fn commands_that_do_not_fit_are_refused() {
-    let at = Position::START;
     for (command, refusal) in [
         (Command::Switch, Refusal::NoTransit),
         (Command::Abort, Refusal::NoTransit),
-        (Command::Takeover { fenced: [].into(), at }, Refusal::AlreadyThere(HostId(1))),
+        (Command::Takeover { fenced: [].into() }, Refusal::AlreadyThere(HostId(1))),
     ] {
         let mut machine = running();
         let done = effects(&mut machine, Event::Command(command));
@@ -188,6 +194,7 @@ fn stray_events_change_nothing() {
         Event::CaughtUp { position: Position::START },
         Event::RightWithdrawn { attachment: HostId(2) },
         Event::TailAside,
+        Event::LogEnds { position: Position::START },
         Event::StopFailed,
         Event::Timer,
     ];
