@@ -1,11 +1,11 @@
 //! What the own site's store has of a volume's segments: a list beside the volume.
 //!
 //! A text file with a line per segment: its name, a space, the last part of its object's key,
-//! appended to as segments are stored. A line that ends in ` damaged` says that this object does not
-//! have what it should: the segment then counts as not stored, and is stored again under the next
-//! generation, since keys are create-only. The damaged object stays for those of its pages that
-//! have no other copy, until a published checkpoint names the segment's new generation. A line
-//! without its end was being written at a crash and does not count.
+//! appended to as segments are stored. A line that ends in ` damaged` says that this object does
+//! not have what it should: the segment then counts as not stored, and is stored again under the
+//! next generation, since keys are create-only. The damaged object stays for those of its pages
+//! that have no other copy, until a published checkpoint names the segment's new generation. A
+//! line without its end was being written at a crash and does not count.
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};

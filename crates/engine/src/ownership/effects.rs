@@ -64,13 +64,7 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
             driver.session_answer(attachment, session, &answer);
         }
         Effect::SessionRefused { attachment, session } => {
-            let context = format!(
-                "volume {volume} is in use on {SESSIONS_MAX} other hosts, the most that there may \
-                 be; host {attachment} waits until guests on one of them disconnect"
-            );
-            tracing::warn!(%volume, host = %attachment, "{context}");
-            let answer = Err(Error::new(ErrorKind::Unavailable, context));
-            driver.session_answer(attachment, session, &answer);
+            refuse_session(driver, attachment, session);
         }
         Effect::WithdrawRight { attachment } => driver.spawn_event(async move {
             tools.hands.withdraw_right(volume, attachment).await;
@@ -86,6 +80,17 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
         }
         Effect::Done(outcome) => driver.outcome(outcome),
     }
+}
+
+fn refuse_session(driver: &mut Driver, attachment: HostId, session: SessionId) {
+    let volume = driver.tools.volume;
+    let context = format!(
+        "volume {volume} is in use on {SESSIONS_MAX} other hosts, the most that there may be; host \
+         {attachment} waits until guests on one of them disconnect"
+    );
+    tracing::warn!(%volume, host = %attachment, "{context}");
+    let answer = Err(Error::new(ErrorKind::Unavailable, context));
+    driver.session_answer(attachment, session, &answer);
 }
 
 async fn persist(tools: Arc<Tools>, state: LocalState) -> Event {

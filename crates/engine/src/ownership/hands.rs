@@ -23,8 +23,8 @@ pub trait Hands: Send + Sync + 'static {
     /// `NoSpace`, `Unavailable`.
     async fn persist(&self, state: LocalState) -> Result<()>;
 
-    /// Begins to append. With `at`, the log must end there. `sessions` are those that are open: what
-    /// others have applied need not be known any more.
+    /// Begins to append. With `at`, the log must end there. `sessions` are those that are open:
+    /// what others have applied need not be known any more.
     ///
     /// # Errors
     /// Any; the volume then does not append.

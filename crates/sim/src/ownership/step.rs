@@ -477,6 +477,12 @@ impl World {
         })
     }
 
+    fn log_ends(&mut self, host: usize) -> Event {
+        self.hosts[host].change(|host| host.synced = host.log.len());
+        let it = self.hosts[host].get();
+        Event::LogEnds { position: it.position(it.log.len()) }
+    }
+
     /// Executes an effect. What is done at once is reported at once.
     fn execute(
         &mut self,
@@ -513,11 +519,7 @@ impl World {
                 host.following = None;
                 host.catching = None;
             }),
-            Effect::FindEnd => {
-                self.hosts[host].change(|host| host.synced = host.log.len());
-                let it = self.hosts[host].get();
-                return Ok(Some(Event::LogEnds { position: it.position(it.log.len()) }));
-            }
+            Effect::FindEnd => return Ok(Some(self.log_ends(host))),
             Effect::CatchUp { from, position } => {
                 let catching = Some((host_index(from), position));
                 self.hosts[host].change(|host| host.catching = catching);

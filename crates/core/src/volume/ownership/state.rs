@@ -33,8 +33,8 @@ pub struct Session {
     pub open: bool,
 }
 
-/// Sessions that may be open at once: a state and a checkpoint's root stay small, and what they have
-/// applied is never forgotten while they are open. One more is refused.
+/// Sessions that may be open at once: a state and a checkpoint's root stay small, and what they
+/// have applied is never forgotten while they are open. One more is refused.
 pub const SESSIONS_MAX: usize = 1024;
 
 /// The newest session of each attachment, by its host: as many as the cluster has hosts, at most.
