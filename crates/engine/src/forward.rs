@@ -51,10 +51,6 @@ struct Session {
     last: RequestNumber,
     /// Where it was opened last; it was opened before when there is one.
     at: Option<HostId>,
-    /// Whether the owner has made durable what others had written before.
-    flushed: bool,
-    /// Whether it has changed anything: it then holds the write right.
-    wrote: bool,
 }
 
 impl Default for Forwarder {
@@ -299,8 +295,8 @@ impl Forwarder {
         self.done(mover, room, host, request, "a resize").await
     }
 
-    /// Flushes at `host` what others may have written there before this attachment; its own changes
-    /// are durable when they are acknowledged. `false`: route anew.
+    /// Flushes at `host` what any attachment has written there. This one's own changes are durable
+    /// when they are acknowledged, but another may have written since. `false`: route anew.
     ///
     /// # Errors
     /// What the owner failed with, when repeating it cannot help.
@@ -310,20 +306,7 @@ impl Forwarder {
         room: &Arc<Room>,
         host: HostId,
     ) -> Result<bool> {
-        let shared = mover.directory.volume(room.id).is_some_and(|found| found.record.shared);
-        let session = self.state.lock().session;
-        if !shared && session.is_some_and(|session| session.wrote && session.flushed) {
-            return Ok(true);
-        }
-        let wrote = session.is_some_and(|session| session.wrote);
-        let request = Request::Flush { volume: room.id };
-        if !self.done(mover, room, host, request, "a flush").await? {
-            return Ok(false);
-        }
-        if let Some(session) = &mut self.state.lock().session {
-            session.flushed = wrote;
-        }
-        Ok(true)
+        self.done(mover, room, host, Request::Flush { volume: room.id }, "a flush").await
     }
 
     async fn done(
@@ -431,7 +414,7 @@ impl Forwarder {
         self.failures.store(0, Ordering::Relaxed);
         let mut state = self.state.lock();
         if let Some(current) = state.session.as_mut().filter(|current| current.id == session) {
-            (current.wrote, current.at) = (true, Some(host));
+            current.at = Some(host);
         }
         state.newest = state.newest.max(session.0);
     }
@@ -446,8 +429,6 @@ impl Forwarder {
             id: draw_session(newest),
             last: RequestNumber(0),
             at: None,
-            flushed: false,
-            wrote: false,
         });
         session.last.0 += 1;
         Ok(Numbered {

@@ -248,6 +248,22 @@ async fn a_damaged_object_is_stored_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flush_covers_what_another_host_has_written_since() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);
+    create(&a, 16 * MIB).await;
+    let (at_a, at_b) = (open(&a).await, open(&b).await);
+    let flushes = || cluster.net.flushes.load(Ordering::Relaxed);
+    at_b.write(0, block(0, 1).into(), false).await.unwrap();
+    at_b.flush().await.unwrap();
+    a.release(&path()).await.unwrap();
+    at_a.write(4096, block(1, 1).into(), false).await.unwrap();
+    let before = flushes();
+    at_b.flush().await.unwrap();
+    assert_eq!(flushes(), before + 1, "what A was acknowledged is durable only when A says so");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_guest_waits_while_the_owner_is_away() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.start(1, "west").await, cluster.start(2, "east").await);

@@ -197,6 +197,8 @@ pub(crate) struct Net {
     cut: watch::Sender<bool>,
     /// Pages asked for, by segment and page, and how often each was answered.
     pub(crate) pages: Mutex<BTreeMap<(String, u32), u32>>,
+    /// Flushes that were sent.
+    pub(crate) flushes: AtomicU64,
     /// Bytes of pages per second that all links together carry.
     pub(crate) rate: AtomicU64,
     /// When the links are free again.
@@ -213,6 +215,7 @@ impl Net {
             corrupts: Mutex::new(None),
             cut: watch::Sender::new(false),
             pages: Mutex::default(),
+            flushes: AtomicU64::new(0),
             rate: AtomicU64::new(1 << 40),
             free: Mutex::new(None),
             draw: AtomicU64::new(1),
@@ -281,6 +284,8 @@ impl Peers for Link {
             let service = self.net.services.lock().get(&host).cloned();
             let service = service.ok_or_else(|| away("it is down"))?;
             let forwarded = matches!(request, Request::Forward { .. });
+            let flushes = u64::from(matches!(request, Request::Flush { .. }));
+            self.net.flushes.fetch_add(flushes, Ordering::Relaxed);
             let (response, mut payload) =
                 service.serve(self.from, request.clone(), payload).await?;
             if matches!(response, Response::Pages { .. })
