@@ -198,6 +198,10 @@ impl Task {
 
     /// One object, in parts.
     async fn object(&self, object: ObjectHash, bytes: u64) -> Result<Bytes> {
+        if bytes > limits::ROOT_BYTES_MAX {
+            let context = format!("host {} has a checkpoint of {bytes} bytes", self.from);
+            return Err(Error::new(ErrorKind::Corrupt, context));
+        }
         let mut whole = Vec::new();
         while (whole.len() as u64) < bytes {
             let offset = whole.len() as u64;
@@ -205,7 +209,7 @@ impl Task {
             let (Response::Object { bytes: _ }, part) = self.call(request).await? else {
                 return Err(self.unexpected("a request for an object"));
             };
-            if part.is_empty() {
+            if part.is_empty() || part.len() as u64 > bytes - offset {
                 return Err(self.unexpected("a request for the rest of an object"));
             }
             whole.extend_from_slice(&part);

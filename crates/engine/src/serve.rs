@@ -123,21 +123,31 @@ impl Mover {
     }
 
     /// The volume, when requests are executed here; waits a bounded time while it is switched.
-    async fn here(&self, volume: VolumeId) -> Here {
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such volume, `Unavailable` while the registry is away and
+    /// nothing is known of one here.
+    async fn here(&self, volume: VolumeId) -> Result<Here> {
+        // A room stays: none is made on a peer's word alone.
+        if self.known(volume).is_none() {
+            self.directory.check_exists(volume).await?;
+        }
         let room = self.room(volume);
         let until = Instant::now() + limits::BUSY_WAIT;
         let mut changes = room.changed.subscribe();
         loop {
             match &*room.route.load_full() {
-                Route::Local(local) if local.is_appending() => return Here::Yes(local.clone()),
-                Route::Forward(owner) => return Here::No(Response::Moved { owner: Some(*owner) }),
-                Route::Ended(_) => return Here::No(Response::Moved { owner: None }),
+                Route::Local(local) if local.is_appending() => return Ok(Here::Yes(local.clone())),
+                Route::Forward(owner) => {
+                    return Ok(Here::No(Response::Moved { owner: Some(*owner) }));
+                }
+                Route::Ended(_) => return Ok(Here::No(Response::Moved { owner: None })),
                 Route::Local(_) | Route::Switching => {}
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let cause = format!("volume {volume} changes its owner");
-                return Here::No(Response::Busy { cause });
+                return Ok(Here::No(Response::Busy { cause }));
             }
             // What stops appending is routed anew soon; only that is not told by a change.
             news(&mut changes, left.min(limits::WAIT_MAX)).await;
@@ -149,7 +159,7 @@ impl Mover {
         volume: VolumeId,
         execute: impl AsyncFnOnce(&Volume) -> Result<()>,
     ) -> Answer {
-        match self.here(volume).await {
+        match self.here(volume).await? {
             Here::Yes(local) => {
                 let done = self.until_left(&local, execute(&local)).await;
                 self.answer_after(&local, done.map(|()| Bytes::new()))
@@ -188,7 +198,7 @@ impl Mover {
     }
 
     async fn serve_read(&self, volume: VolumeId, offset: u64, length: u32) -> Answer {
-        let local = match self.here(volume).await {
+        let local = match self.here(volume).await? {
             Here::Yes(local) => local,
             Here::No(response) => return plain(response),
         };
@@ -225,7 +235,7 @@ impl Mover {
         length: u64,
         extents_max: u32,
     ) -> Answer {
-        let local = match self.here(volume).await {
+        let local = match self.here(volume).await? {
             Here::Yes(local) => local,
             Here::No(response) => return plain(response),
         };
@@ -283,7 +293,7 @@ impl Mover {
     }
 
     async fn serve_close(&self, from: HostId, volume: VolumeId, session: SessionId) -> Answer {
-        let local = match self.here(volume).await {
+        let local = match self.here(volume).await? {
             Here::Yes(local) => local,
             Here::No(response) => return plain(response),
         };
@@ -304,7 +314,7 @@ impl Mover {
         (open, op): (Option<Opening>, ForwardOp),
         payload: Bytes,
     ) -> Answer {
-        let local = match self.here(volume).await {
+        let local = match self.here(volume).await? {
             Here::Yes(local) => local,
             Here::No(response) => return plain(response),
         };

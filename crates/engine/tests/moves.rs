@@ -5,12 +5,12 @@
 mod support;
 
 use bytes::Bytes;
-use pannier_core::ids::HostId;
+use pannier_core::ids::{HostId, RequestNumber, SessionId, VolumeId};
 use pannier_engine::attachment::Connection;
 use pannier_engine::context::LocalConfig;
 use pannier_engine::error::ErrorKind;
 use pannier_engine::host::{Host, NewVolume};
-use pannier_engine::message::Request;
+use pannier_engine::message::{ForwardOp, Request};
 use pannier_engine::port::{BlockDevice, Devices, Objects, PeerService};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -381,4 +381,37 @@ async fn a_volume_whose_registration_was_not_answered_is_there() {
     check(&device, 4, |_| 0).await;
     drop(device);
     cluster.stop(a).await;
+}
+
+/// A peer may say any name: that costs the host nothing, not even a wait.
+#[tokio::test]
+async fn what_is_asked_of_a_volume_that_does_not_exist_is_not_found() {
+    let cluster = Cluster::new();
+    let host = cluster.start(1, "west").await;
+    let (volume, session) = (VolumeId(77), SessionId(1));
+    let op = ForwardOp::Discard { offset: 0, length: 4096 };
+    let number = RequestNumber(1);
+    let requests = [
+        Request::Read { volume, offset: 0, length: 4096 },
+        Request::Flush { volume },
+        Request::Resize { volume, size_bytes: 8192 },
+        Request::BlockStatus { volume, offset: 0, length: 4096, extents_max: 1 },
+        Request::CloseSession { volume, session },
+        Request::Forward { volume, session, number, open: None, op },
+    ];
+    for request in requests {
+        let told = host.serve(HostId(9), request.clone(), Bytes::new()).await;
+        let kind = told.map_err(|error| error.kind());
+        assert_eq!(kind, Err(ErrorKind::NotFound), "{request:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_without_end_is_not_read() {
+    let (cluster, a, b, _at_a) = filled(16, 1).await;
+    cluster.net.endless_roots.store(true, Ordering::Relaxed);
+    move_to(&a, "east").await;
+    until("a refusal of the first", || cluster.net.roots_asked.load(Ordering::Relaxed) > 1).await;
+    cluster.net.endless_roots.store(false, Ordering::Relaxed);
+    until("the switch", || owner(&b) == Some(b.id())).await;
 }

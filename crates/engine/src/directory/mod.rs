@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
 /// Name of the copy's file in a host's directory.
 const CACHE_FILE: &str = "registry-cache";
@@ -56,6 +57,8 @@ pub struct Directory {
     /// The boot in which the file that this daemon found was read from the registry.
     cached_boot: String,
     reachable: AtomicBool,
+    /// How the registry was last read for somebody whom the copy did not serve, and when.
+    looked: tokio::sync::Mutex<Option<(Instant, Result<()>)>>,
     news: broadcast::Sender<News>,
 }
 
@@ -97,6 +100,7 @@ impl Directory {
             boot: boot.to_owned(),
             cached_boot: cached_boot.unwrap_or_default(),
             reachable: AtomicBool::new(false),
+            looked: tokio::sync::Mutex::new(None),
             news: broadcast::Sender::new(NEWS_MAX),
         }
     }

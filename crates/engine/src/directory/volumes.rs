@@ -26,6 +26,25 @@ impl Directory {
         })
     }
 
+    /// Checks that a volume exists, for whoever heard of it from elsewhere: it may be newer than
+    /// the copy.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` when the copy does not have it and the registry is away.
+    pub async fn check_exists(&self, id: VolumeId) -> Result<()> {
+        let exists = || self.copy.read().volumes.contains_key(&id);
+        if exists() {
+            return Ok(());
+        }
+        if self.deleted(id).is_none() {
+            self.look_again().await?;
+            if exists() {
+                return Ok(());
+            }
+        }
+        Err(absent(id))
+    }
+
     /// The volume's record, read from the registry itself.
     ///
     /// # Errors
@@ -35,10 +54,7 @@ impl Directory {
         let found = self.registry.get(&key).await.map_err(|error| self.away(error))?;
         self.reached();
         let Some(found) = found else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("volume {id} is not in the registry; it may have been deleted"),
-            ));
+            return Err(absent(id));
         };
         let record = decode_record(&key, &found.value)?;
         let changed = self.copy.write().committed(&key, found.revision, Some(found.value));
@@ -168,6 +184,13 @@ impl Directory {
         }
         Err(busy(id))
     }
+}
+
+fn absent(id: VolumeId) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("volume {id} is not in the registry; it may have been deleted"),
+    )
 }
 
 fn busy(id: VolumeId) -> Error {

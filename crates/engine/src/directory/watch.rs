@@ -3,6 +3,7 @@
 use super::copy::replace_file;
 use super::{Directory, codec};
 use crate::error::Result;
+use crate::limits;
 use crate::port::{Changes, Revision};
 use pannier_core::ids::VolumeId;
 use std::sync::Arc;
@@ -78,6 +79,23 @@ impl Directory {
         let entries = entries.into_iter().map(|(key, value)| (key, Some(value))).collect();
         self.apply(&Changes { entries, through, complete: true });
         Ok(())
+    }
+
+    /// Reads the registry for somebody whom the copy does not serve: once for all who ask at a
+    /// time, and not again while the last answer is young.
+    ///
+    /// # Errors
+    /// `Unavailable` while it is away.
+    pub(super) async fn look_again(&self) -> Result<()> {
+        let mut looked = self.looked.lock().await;
+        if let Some((at, answer)) = &*looked
+            && at.elapsed() < limits::MISS_KEPT
+        {
+            return answer.clone();
+        }
+        let answer = self.refresh().await;
+        *looked = Some((Instant::now(), answer.clone()));
+        answer
     }
 
     pub(super) fn reached(&self) {

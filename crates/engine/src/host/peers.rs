@@ -129,7 +129,7 @@ impl PeerService for Host {
     ) -> Result<(Response, Bytes)> {
         match request {
             Request::Ownership { volume, message } => {
-                self.owners.peer(from, volume, &message, payload)?;
+                self.owners.peer(from, volume, &message, payload).await?;
                 Ok((Response::Ownership { message: Vec::new() }, Bytes::new()))
             }
             Request::Host { request } => {

@@ -46,6 +46,10 @@ pub const LOG_BYTES_MAX: usize = 256 << 10;
 pub const LOG_ANSWER_BYTES_MAX: usize =
     META_BYTES_READ_MAX + 64 * (crate::limits::LOG_BATCH_SEGMENTS_MAX + 2);
 
+/// Largest root of a checkpoint that is taken from an owner: the parts of the largest volume take
+/// half a MiB, the rest is two million names of what is condemned.
+pub const ROOT_BYTES_MAX: u64 = 64 << 20;
+
 /// Longest wait for news of the log at the owner.
 pub const LOG_WAIT: Duration = Duration::from_secs(1);
 

@@ -176,8 +176,10 @@ impl Owners {
     /// when too many wait: whatever matters is repeated.
     ///
     /// # Errors
-    /// `Invalid` when it is not a message, `Corrupt` when the volume's state is damaged, `Closed`.
-    pub fn peer(
+    /// `Invalid` when it is not a message, `NotFound` when there is no such volume, `Unavailable`
+    /// while the registry is away and nothing is known of one here, `Corrupt` when the volume's
+    /// state is damaged, `Closed`.
+    pub async fn peer(
         &self,
         from: HostId,
         volume: VolumeId,
@@ -185,6 +187,10 @@ impl Owners {
         payload: Bytes,
     ) -> Result<()> {
         let message = effects::decode(message)?;
+        // A driver stays: none is made on a peer's word alone.
+        if self.watch(volume).is_none() {
+            self.directory.check_exists(volume).await?;
+        }
         let input = Input::Peer { from, message, payload };
         if let Err(error) = self.inputs(volume)?.try_send(input) {
             tracing::debug!(%volume, %error, "an ownership message is dropped");

@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pannier_core::ids::{HashKey, HostId, SiteName};
+use pannier_core::ids::{HashKey, HostId, ObjectHash, SiteName};
 use pannier_core::record::{HostRecord, VolumePath, VolumeRecord};
 use pannier_engine::context::LocalConfig;
 use pannier_engine::directory::decode_record;
@@ -194,6 +194,10 @@ pub(crate) struct Net {
     pub(crate) answers_lost: AtomicU64,
     /// Flips a bit in pages that this host sends.
     pub(crate) corrupts: Mutex<Option<HostId>>,
+    /// Who is asked for a checkpoint says that it has no end.
+    pub(crate) endless_roots: AtomicBool,
+    /// How often a checkpoint was asked for.
+    pub(crate) roots_asked: AtomicU64,
     cut: watch::Sender<bool>,
     /// Pages asked for, by segment and page, and how often each was answered.
     pub(crate) pages: Mutex<BTreeMap<(String, u32), u32>>,
@@ -213,6 +217,8 @@ impl Net {
             delay: Mutex::new(Duration::from_millis(1)),
             answers_lost: AtomicU64::new(0),
             corrupts: Mutex::new(None),
+            endless_roots: AtomicBool::new(false),
+            roots_asked: AtomicU64::new(0),
             cut: watch::Sender::new(false),
             pages: Mutex::default(),
             flushes: AtomicU64::new(0),
@@ -240,6 +246,25 @@ impl Net {
     fn chance(&self, of_thousand: u64) -> bool {
         let drawn = self.draw.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         (drawn ^ (drawn >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32 & 1023 < of_thousand
+    }
+
+    /// What a host answers that gives checkpoints without end.
+    fn lie(&self, request: &Request) -> Option<(Response, Bytes)> {
+        let asked = matches!(request, Request::Checkpoint { .. });
+        self.roots_asked.fetch_add(asked.into(), Ordering::Relaxed);
+        if !self.endless_roots.load(Ordering::Relaxed) {
+            return None;
+        }
+        match request {
+            Request::Checkpoint { .. } => {
+                let root = Response::Checkpoint { object: ObjectHash([0; 32]), bytes: u64::MAX };
+                Some((root, Bytes::new()))
+            }
+            Request::Object { .. } => {
+                Some((Response::Object { bytes: u64::MAX }, Bytes::from_static(&[0; 4096])))
+            }
+            _ => None,
+        }
     }
 
     /// Pages that were sent more than once, and pages in all.
@@ -281,6 +306,9 @@ impl Peers for Link {
         let delay = *self.net.delay.lock();
         let exchange = async {
             tokio::time::sleep(delay).await;
+            if let Some(lie) = self.net.lie(&request) {
+                return Ok(lie);
+            }
             let service = self.net.services.lock().get(&host).cloned();
             let service = service.ok_or_else(|| away("it is down"))?;
             let forwarded = matches!(request, Request::Forward { .. });

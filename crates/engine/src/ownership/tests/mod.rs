@@ -5,9 +5,12 @@ mod world;
 
 use super::Part;
 use crate::error::{ErrorKind, Result};
-use pannier_core::ids::{Epoch, HostId, SessionId};
-use pannier_core::volume::ownership::Outcome;
+use crate::limits::MISS_KEPT;
+use bytes::Bytes;
+use pannier_core::ids::{Epoch, HostId, SessionId, VolumeId};
+use pannier_core::record::{VolumePath, VolumeRecord};
 use pannier_core::volume::ownership::transaction::{Plan, begin_transit};
+use pannier_core::volume::ownership::{Message, Outcome};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +19,7 @@ use world::{A, B, VOLUME, World};
 
 /// Registers a transit from anywhere.
 async fn declare(world: &World, from: HostId, to: HostId, plan: Plan) -> Result<()> {
-    let change = |record: &mut pannier_core::record::VolumeRecord| {
+    let change = |record: &mut VolumeRecord| {
         *record = begin_transit(record, from, to, plan).unwrap();
         Ok(())
     };
@@ -208,4 +211,31 @@ async fn after_a_reboot_ownership_waits_for_the_registry() {
     assert_eq!(world.view(A).part, Part::Waiting);
     world.registry.set_away(false);
     world.until(A, |view| view.part == Part::Owner).await;
+}
+
+/// A peer may say a name that nobody has given, and may know of a volume before this host does.
+#[tokio::test(start_paused = true)]
+async fn only_volumes_that_exist_get_a_driver() {
+    let world = World::new(0, 1).await;
+    let owners = world.owners(B);
+    let ask = super::effects::encode(&Message::AskSwitch { epoch: Epoch(2) }).unwrap();
+    for id in 1000..1100 {
+        let told = owners.peer(A, VolumeId(id), &ask, Bytes::new()).await.unwrap_err();
+        assert_eq!(told.kind(), ErrorKind::NotFound);
+        assert!(owners.view(VolumeId(id)).is_none(), "a driver of volume {id} is kept");
+    }
+    world.registry.set_away(true);
+    tokio::time::sleep(MISS_KEPT).await;
+    let told = owners.peer(A, VolumeId(1000), &ask, Bytes::new()).await.unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::Unavailable);
+    assert!(owners.view(VolumeId(1000)).is_none());
+
+    world.registry.set_away(false);
+    tokio::time::sleep(MISS_KEPT).await;
+    let path = VolumePath::parse("/new").unwrap();
+    let new = VolumeRecord::new(VolumeId(1000), path, 4096, A);
+    world.directory(A).create_volume(&new).await.unwrap();
+    assert!(world.directory(B).volume(new.id).is_none(), "B has not heard of it");
+    owners.peer(A, new.id, &ask, Bytes::new()).await.unwrap();
+    assert!(owners.view(new.id).is_some());
 }

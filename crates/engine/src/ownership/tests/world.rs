@@ -77,7 +77,7 @@ impl Peers for Link {
         let alive = body.is_some_and(|body| !body.dead.is_cancelled());
         match (request, target) {
             (Request::Ownership { volume, message }, Some(target)) if !before && alive => {
-                target.peer(self.me, volume, &message, payload)?;
+                target.peer(self.me, volume, &message, payload).await?;
             }
             _ => return Err(lost()),
         }
