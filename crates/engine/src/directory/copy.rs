@@ -82,7 +82,7 @@ impl Copy {
             let revision = value.as_ref().map_or(changes.through, |value| value.revision);
             self.put(key, revision, value.as_ref(), &mut changed);
         }
-        self.through = changes.through;
+        self.through = self.through.max(changes.through);
         self.tombstones.retain(|_, revision| *revision > changes.through);
         changed
     }
@@ -112,7 +112,10 @@ impl Copy {
     ) {
         let known = self.raw.get(key).map_or(0, |raw| raw.revision);
         let deleted = self.tombstones.get(key).map_or(0, |revision| revision.0);
-        if revision.0 < known || (value.is_some() && revision.0 <= deleted) {
+        // Answers overtake each other. What is as old as all that the copy has seen, and is not in
+        // it, has been deleted since.
+        let gone = known == 0 && revision <= self.through;
+        if revision.0 < known || (value.is_some() && (gone || revision.0 <= deleted)) {
             return;
         }
         match value {

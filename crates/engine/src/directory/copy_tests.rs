@@ -42,6 +42,29 @@ fn a_complete_report_drops_what_it_lacks() {
     assert_eq!(names(&copy), ["west"]);
 }
 
+/// A report, or the read of one key, that was made before a deletion and arrives behind its news.
+#[test]
+fn what_arrives_late_brings_nothing_back() {
+    let mut copy = Copy::default();
+    copy.apply(&changes(vec![site("west", 1), site("east", 2)], 2, true));
+    let whole = changes(vec![site("west", 1), site("east", 2)], 3, true);
+    for gone in [vec![("site/east".into(), None)], vec![]] {
+        let complete = gone.is_empty();
+        let news = if complete { vec![site("west", 1)] } else { gone };
+        copy.apply(&changes(news, 5, complete));
+        assert_eq!(names(&copy), ["west"]);
+        assert!(copy.apply(&whole).is_empty(), "a late report has no news");
+        let (key, value) = site("east", 2);
+        assert!(copy.committed(&key, Revision(2), value.map(|value| value.value)).is_empty());
+        assert_eq!(names(&copy), ["west"]);
+        assert_eq!(copy.through(), Revision(5), "what was seen stays seen");
+    }
+    // Made anew, it is there, and a report from before that does not take it away.
+    copy.apply(&changes(vec![site("east", 7)], 7, false));
+    copy.apply(&changes(vec![site("west", 1)], 6, true));
+    assert_eq!(names(&copy), ["east", "west"]);
+}
+
 #[test]
 fn the_file_survives_and_damage_is_noticed() {
     let mut copy = Copy::default();
