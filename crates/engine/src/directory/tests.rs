@@ -1,9 +1,11 @@
 use super::*;
+use crate::limits::MISS_KEPT;
 use crate::port::{Changes, Versioned};
 use async_trait::async_trait;
 use pannier_core::ids::SiteName;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Memory {
     state: Mutex<(u64, BTreeMap<String, Versioned>)>,
     away: AtomicBool,
+    /// How often it was listed.
+    lists: AtomicU32,
     changed: tokio::sync::Notify,
 }
 
@@ -38,6 +42,9 @@ impl Registry for Memory {
 
     async fn list(&self, prefix: &str) -> Result<(Vec<(String, Versioned)>, Revision)> {
         self.check()?;
+        self.lists.fetch_add(1, Ordering::SeqCst);
+        // As with a real one, others may ask meanwhile.
+        tokio::task::yield_now().await;
         let state = self.state.lock();
         let found = state.1.iter().filter(|(key, _)| key.starts_with(prefix));
         Ok((found.map(|(k, v)| (k.clone(), v.clone())).collect(), Revision(state.0)))
@@ -212,6 +219,36 @@ async fn a_copy_from_before_a_reboot_stays_one_until_all_of_it_is_read() {
     tokio::join!(run(second, 3), all);
     let third = Directory::open(dir.path(), registry, "next boot");
     assert!(third.seen_in_this_boot(VolumeId(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_for_what_does_not_exist_shares_one_look() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Memory::default());
+    let directory = Directory::open(dir.path(), registry.clone(), "boot");
+    let lists = || registry.lists.load(Ordering::SeqCst);
+    for looks in 1..=3 {
+        for _ in 0..2 {
+            let asks = (0..50).map(|number| {
+                let directory = &directory;
+                async move {
+                    let path = VolumePath::parse(&format!("/none/{number}")).unwrap();
+                    let found = directory.find(&path).await.map(|_| ());
+                    let exists = directory.check_exists(VolumeId(number)).await;
+                    [found, exists].map(|told| told.unwrap_err().kind())
+                }
+            });
+            for told in futures::future::join_all(asks).await {
+                assert_eq!(told, [ErrorKind::NotFound; 2]);
+            }
+            assert_eq!(lists(), looks, "the registry was asked by each");
+        }
+        tokio::time::sleep(MISS_KEPT).await;
+    }
+    let elsewhere = Directory::open(dir.path(), registry.clone(), "boot");
+    elsewhere.create_volume(&volume("/none/7", 7)).await.unwrap();
+    let path = VolumePath::parse("/none/7").unwrap();
+    assert_eq!(directory.find(&path).await.unwrap().record.id, VolumeId(7));
 }
 
 #[tokio::test]

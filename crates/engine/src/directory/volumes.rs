@@ -17,7 +17,7 @@ impl Directory {
         if let Some(found) = self.volume_at(path) {
             return Ok(found);
         }
-        self.refresh().await?;
+        self.look_again().await?;
         self.volume_at(path).ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
