@@ -40,7 +40,8 @@ pub struct Fetcher {
     drained: Notify,
     stored: Stored,
     metas: Mutex<HashMap<SegmentId, Arc<OnceCell<Bytes>>>>,
-    /// Set while what arrives has no place on this host's disk: until then nothing is asked for.
+    /// Set while what arrives has no place on this host's disk: until then nothing is asked for but
+    /// what guests wait for.
     full_until: Mutex<Option<Instant>>,
     started: Instant,
 }
@@ -106,7 +107,7 @@ enum Hunt {
     /// This is still missing; whether every source was reached.
     Missing(PageRuns, bool),
     /// This is still missing, and this host has no space for it: no source can help.
-    Full(PageRuns, Error),
+    Full(PageRuns),
 }
 
 impl Fetcher {
@@ -136,7 +137,7 @@ impl Fetcher {
         runs: &[Range<u32>],
         class: Class,
     ) -> Result<()> {
-        if self.take_stored(volume, segment, runs).await {
+        if self.take_stored(volume, segment, runs, class).await {
             return Ok(());
         }
         let mover = self.mover()?;
@@ -199,14 +200,15 @@ impl Fetcher {
         volume: &Arc<Volume>,
         segment: SegmentName,
         runs: &[Range<u32>],
+        class: Class,
     ) -> bool {
-        if self.full_until().is_some_and(|until| until > Instant::now()) {
+        if class != Class::Demand && self.full_until().is_some_and(|until| until > Instant::now()) {
             return false;
         }
         let Some(key) = volume.stored_key(segment) else { return false };
-        let done = self.stored.pages(volume, segment, &key, runs).await;
+        let done = self.stored.pages(volume, segment, &key, runs, class).await;
         match &done {
-            Ok(()) => {}
+            Ok(refused) => self.note_taken(volume, refused.as_ref()),
             Err(error) if error.kind() == ErrorKind::NoSpace => self.note_full(volume, error),
             Err(error) => tracing::warn!(
                 volume = %volume.id(), %segment, %error,
@@ -220,15 +222,60 @@ impl Fetcher {
         *self.full_until.lock()
     }
 
-    /// Takes note that what arrives has no place, and says so once until something has one again.
+    /// Takes note of how what has come was taken: the disk refused it, or kept it.
+    fn note_taken(&self, volume: &Volume, refused: Option<&Error>) {
+        match refused {
+            Some(error) => self.note_full(volume, error),
+            None => {
+                let mut full = self.full_until.lock();
+                // A refusal counts for a while: on a full disk there is room for some things.
+                if full.is_some_and(|until| until <= Instant::now()) {
+                    *full = None;
+                }
+            }
+        }
+    }
+
+    /// Takes note that what arrives has no place: only what guests wait for is sent for until it
+    /// may have one again. Says so once until something has.
     fn note_full(&self, volume: &Volume, error: &Error) {
         let next = Instant::now() + limits::FULL_PAUSE;
-        if self.full_until.lock().replace(next).is_none() {
-            tracing::warn!(
-                dir = %volume.context().dir.display(), %error,
-                "the disk is full: what guests read of other hosts' and the store's data cannot be \
-                 kept, and they wait; free space there, or set a smaller cache.size and restart"
-            );
+        let before = self.full_until.lock().replace(next);
+        self.plan.lock().planner.hold_back(true);
+        if before.is_some() {
+            return;
+        }
+        tracing::warn!(
+            dir = %volume.context().dir.display(), %error,
+            "the disk is full: what guests read of other hosts' and the store's data is fetched \
+             each time, and moves to this host wait; free space there, or set a smaller cache.size \
+             and restart"
+        );
+        let Ok(mover) = self.mover() else { return };
+        // Detached: it ends with the host.
+        drop(tokio::spawn(async move {
+            tokio::select! {
+                () = mover.fetcher.until_room(&mover) => {}
+                () = mover.closed.cancelled() => {}
+            }
+        }));
+    }
+
+    /// Sends for everything again when the last refusal is some time ago, until something is kept.
+    async fn until_room(&self, mover: &Arc<Mover>) {
+        loop {
+            let full = self.full_until();
+            if let Some(until) = full.filter(|until| *until > Instant::now()) {
+                tokio::time::sleep_until(until).await;
+                continue;
+            }
+            mover.context.cache.let_go();
+            self.plan.lock().planner.hold_back(false);
+            self.pump(mover);
+            if full.is_none() {
+                return;
+            }
+            tokio::time::sleep(limits::FULL_PAUSE).await;
         }
     }
 
@@ -270,12 +317,8 @@ impl Fetcher {
         let mut pause = limits::SOURCE_RETRY_FIRST;
         let mut reached_since: Option<Instant> = None;
         loop {
-            if let Some(until) = self.full_until() {
-                tokio::time::sleep_until(until).await;
-            }
             let reached = match self.hunt(mover, &ask, missing).await {
                 Hunt::Complete => {
-                    self.full_until.lock().take();
                     self.plan.lock().planner.answered(ask.id, &ask.runs, self.now());
                     return;
                 }
@@ -283,14 +326,11 @@ impl Fetcher {
                     missing = rest;
                     reached
                 }
-                Hunt::Full(rest, error) => {
-                    missing = rest;
-                    reached_since = None;
-                    match mover.local(ask.key.volume) {
-                        Ok(volume) => self.note_full(&volume, &error),
-                        Err(_closed) => tokio::time::sleep(pause).await,
-                    }
-                    continue;
+                Hunt::Full(rest) => {
+                    // The rest waits in the queue, where demand finds it.
+                    let kept = frames::without(&ask.runs, &rest);
+                    self.plan.lock().planner.answered(ask.id, &kept, self.now());
+                    return;
                 }
             };
             reached_since = if reached { reached_since.or(Some(Instant::now())) } else { None };
@@ -317,19 +357,24 @@ impl Fetcher {
         let (mut missing, mut reached) = (wanted, true);
         for source in sources(mover, segment.volume) {
             get_meta_beside(&volume, segment.name);
-            let asked = match self.ask(mover, &room, source, ask, &missing).await {
+            let answer = match self.ask(mover, &room, source, ask, &missing).await {
                 Ok((got, bytes)) if !got.is_empty() => {
-                    let kept = volume.insert_pages(segment.name, &got, &bytes).await;
-                    match kept {
-                        Err(error) if error.kind() == ErrorKind::NoSpace => {
-                            return Hunt::Full(missing, error);
+                    let class = asked(ask.class);
+                    match volume.take_pages(segment.name, &got, &bytes, class).await {
+                        Ok(refused) => {
+                            self.note_taken(&volume, refused.as_ref());
+                            Ok(got)
                         }
-                        kept => kept.map(|()| got),
+                        Err(error) if error.kind() == ErrorKind::NoSpace => {
+                            self.note_full(&volume, &error);
+                            return Hunt::Full(missing);
+                        }
+                        Err(error) => Err(error),
                     }
                 }
-                asked => asked.map(|(got, _none)| got),
+                answer => answer.map(|(got, _none)| got),
             };
-            match asked {
+            match answer {
                 Ok(got) => missing = frames::without(&missing, &got),
                 Err(error) => match error.kind() {
                     ErrorKind::NotFound => {}
@@ -347,11 +392,16 @@ impl Fetcher {
             }
         }
         // Behind the peers: it has just failed once, and may take long to fail again.
+        let class = asked(ask.class);
         for key in volume.objects_of(segment.name) {
-            match self.stored.pages(&volume, segment.name, &key, &missing).await {
-                Ok(()) => return Hunt::Complete,
+            match self.stored.pages(&volume, segment.name, &key, &missing, class).await {
+                Ok(refused) => {
+                    self.note_taken(&volume, refused.as_ref());
+                    return Hunt::Complete;
+                }
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    return Hunt::Full(missing, error);
+                    self.note_full(&volume, &error);
+                    return Hunt::Full(missing);
                 }
                 Err(error) => reached &= answered(&error),
             }

@@ -1,5 +1,9 @@
 //! Every bound of the engine's local storage, with its reason.
 
+/// Pages that are held in memory while the disk has no space for them: 32 MiB, the largest read of
+/// a guest.
+pub const HELD_PAGES_MAX: usize = 8192;
+
 /// Pages of a segment file: 17 MiB, of which at most 16 MiB are data; large enough that a flush
 /// rarely meets a change of segment, small enough that sealing, storing and sending one is short.
 pub const SEGMENT_PAGES: u32 = pannier_core::format::segment::limits::CAPACITY_PAGES_DEFAULT;

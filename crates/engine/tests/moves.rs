@@ -332,6 +332,12 @@ async fn a_full_disk_does_not_fetch_the_same_pages_again_and_again() {
     until("a first try", || sent() > 0).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(sent() <= 2, "a page was sent {} times", sent());
+    // What a guest reads goes through to it.
+    let at_b = open(&b).await;
+    for _ in 0..2 {
+        let read = check(&at_b, 8, |_| 0);
+        tokio::time::timeout(Duration::from_secs(10), read).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

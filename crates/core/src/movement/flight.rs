@@ -99,6 +99,8 @@ pub struct Planner<K> {
     received: u64,
     done: VecDeque<(Token, Outcome)>,
     window: Window,
+    /// What comes has no place: only what a guest waits for is sent for.
+    held_back: bool,
     next: u64,
 }
 
@@ -113,6 +115,7 @@ impl<K: Copy + Ord> Default for Planner<K> {
             received: 0,
             done: VecDeque::new(),
             window: Window::default(),
+            held_back: false,
             next: 0,
         }
     }
@@ -197,6 +200,12 @@ impl<K: Copy + Ord> Planner<K> {
             }
         }
         None
+    }
+
+    /// Sends for nothing but demand from now on, or for everything again. What is in flight goes
+    /// on.
+    pub fn hold_back(&mut self, on: bool) {
+        self.held_back = on;
     }
 
     /// A want that has ended, if any.
@@ -292,6 +301,7 @@ impl<K: Copy + Ord> Planner<K> {
         let request = u64::from(ASK_PAGES_MAX) * BLOCK_BYTES;
         match class {
             Class::Demand => true,
+            _ if self.held_back => false,
             // What comes in faster than it can be kept would fill the memory.
             _ if self.received >= WINDOW_BYTES_MAX => false,
             Class::RunAhead => run_ahead + bulk < self.window.bytes(),

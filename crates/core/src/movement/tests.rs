@@ -37,6 +37,30 @@ fn demand_goes_first() {
 }
 
 #[test]
+fn what_is_held_back_lets_demand_pass() {
+    let mut planner = Planner::default();
+    planner.want(7, &runs([0..8]), Class::Bulk);
+    planner.want(8, &runs([0..8]), Class::RunAhead);
+    let sent = planner.poll_ask(Time(0)).unwrap();
+    assert_eq!((sent.key, sent.class), (8, Class::RunAhead));
+    planner.hold_back(true);
+    assert_eq!(planner.poll_ask(Time(0)), None);
+    planner.want(7, &runs([3..4]), Class::Demand);
+    planner.want(8, &runs([5..6]), Class::Demand);
+    let raised = planner.poll_ask(Time(0)).unwrap();
+    assert_eq!((raised.key, raised.class, pages(&raised)), (7, Class::Demand, vec![3]));
+    assert_eq!(planner.poll_ask(Time(0)), None, "page 5 of the other is in flight");
+    // It brings nothing that could be kept: what a guest waits for is sent for again.
+    planner.answered(sent.id, &[], Time(1));
+    let again = planner.poll_ask(Time(1)).unwrap();
+    assert_eq!((again.key, again.class, pages(&again)), (8, Class::Demand, vec![5]));
+    assert_eq!(planner.poll_ask(Time(1)), None);
+    planner.hold_back(false);
+    assert_eq!(planner.poll_ask(Time(1)).unwrap().key, 8);
+    assert_eq!(planner.poll_ask(Time(1)).unwrap().key, 7);
+}
+
+#[test]
 fn what_is_in_flight_is_joined() {
     let mut planner = Planner::default();
     let bulk = planner.want(7, &runs([0..8]), Class::Bulk);

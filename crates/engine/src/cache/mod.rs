@@ -6,11 +6,13 @@
 //! bytes that never reached the disk; every first read is checked against the block table, so that
 //! is noticed and the page is fetched again.
 
+mod held;
 mod slot;
 
 use crate::context::LocalConfig;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
+use held::Held;
 use pannier_core::cache::{Fifo, LINE_PAGES, LineKey, Policy};
 use pannier_core::format::segment::PAGE_BYTES;
 use pannier_core::ids::{SegmentId, VolumeId};
@@ -34,6 +36,7 @@ pub struct LineCache {
     lines_max: usize,
     may_leave: OnceLock<MayLeave>,
     state: Mutex<State>,
+    held: Mutex<Held>,
 }
 
 #[derive(Default)]
@@ -84,7 +87,14 @@ impl LineCache {
         }
         let lines_max = (config.cache_bytes / LINE_BYTES).max(1) as usize;
         let state = Mutex::new(state);
-        Ok(Self { slab, slots, lines_max, may_leave: OnceLock::new(), state })
+        Ok(Self {
+            slab,
+            slots,
+            lines_max,
+            may_leave: OnceLock::new(),
+            state,
+            held: Mutex::default(),
+        })
     }
 
     /// Says which lines may leave; once. Until then none does.
@@ -144,7 +154,10 @@ impl LineCache {
     /// Reads one page, waiting for the disk; `false` when it is not here.
     pub fn read(&self, segment: SegmentId, page: PageIndex, into: &mut [u8]) -> bool {
         let Some((slot, generation)) = self.find(segment, page, page, false) else {
-            return false;
+            let held = self.held.lock();
+            let Some(bytes) = held.get(segment, page) else { return false };
+            into.copy_from_slice(bytes);
+            return true;
         };
         let within = u64::from(page.0 % LINE_PAGES) * PAGE_BYTES as u64;
         let offset = u64::from(slot) * LINE_BYTES + within;
@@ -213,6 +226,20 @@ impl LineCache {
             rest = behind;
         }
         Ok(())
+    }
+
+    /// Holds verified pages in memory for whoever waits for them: the disk has no space. They do
+    /// not count as here, and soon leave.
+    pub fn hold(&self, segment: SegmentId, first: PageIndex, bytes: &[u8]) {
+        let mut held = self.held.lock();
+        for (page, block) in (first.0..).zip(bytes.chunks_exact(PAGE_BYTES)) {
+            held.put(segment, PageIndex(page), block);
+        }
+    }
+
+    /// Lets go of what is held in memory.
+    pub fn let_go(&self) {
+        *self.held.lock() = Held::default();
     }
 
     fn insert_in_line(

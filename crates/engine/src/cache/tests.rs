@@ -73,3 +73,27 @@ fn a_torn_record_is_a_free_slot() {
     assert!(cache.read(segment(2), PageIndex(5), &mut read));
     assert_eq!(read, page(2));
 }
+
+#[test]
+fn what_is_held_in_memory_is_read_and_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 8);
+    let pages_max = crate::limits::HELD_PAGES_MAX as u32;
+    cache.hold(segment(1), PageIndex(7), &[page(1), page(2)].concat());
+    let mut read = page(0);
+    for _ in 0..2 {
+        assert!(cache.read(segment(1), PageIndex(8), &mut read));
+        assert_eq!(read, page(2));
+        // Once more is not one more.
+        cache.hold(segment(1), PageIndex(7), &[page(1), page(2)].concat());
+    }
+    assert!(!cache.read(segment(2), PageIndex(8), &mut read));
+    assert!(cache.pages_of(segment(1)).runs().next().is_none(), "it is not here to stay");
+    for other in 0..pages_max - 1 {
+        cache.hold(segment(2), PageIndex(other), &page(3));
+    }
+    assert!(!cache.read(segment(1), PageIndex(7), &mut read), "the oldest has left");
+    assert!(cache.read(segment(1), PageIndex(8), &mut read));
+    cache.let_go();
+    assert!(!cache.read(segment(1), PageIndex(8), &mut read));
+}

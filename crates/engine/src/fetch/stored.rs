@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::mover::limits;
+use crate::port::Class;
 use crate::volume::Volume;
 use crate::volume::log::PageRuns;
 use bytes::Bytes;
@@ -31,18 +32,20 @@ fn damaged(key: &str, cause: impl std::fmt::Display) -> Error {
 }
 
 impl Stored {
-    /// Makes pages resident from the object `key` of the segment.
+    /// Makes pages resident from the object `key` of the segment, or has them held for whoever
+    /// waits, as [`Volume::take_pages`], and returns what that returned last.
     ///
     /// # Errors
     /// `Corrupt` or `NotFound` when the object does not give them, `Unavailable` when the store is
-    /// away, or as [`Volume::insert_pages`].
+    /// away, or as [`Volume::take_pages`].
     pub(super) async fn pages(
         &self,
         volume: &Arc<Volume>,
         segment: SegmentName,
         key: &str,
         runs: &[Range<u32>],
-    ) -> Result<()> {
+        class: Class,
+    ) -> Result<Option<Error>> {
         let object = self.object(volume, key).await?;
         let mut frames: Vec<FrameRef> = Vec::new();
         for page in runs.iter().flat_map(Clone::clone) {
@@ -55,6 +58,7 @@ impl Stored {
                 frames.push(frame);
             }
         }
+        let mut refused = None;
         for frame in frames {
             let bytes = volume.context().objects.get_range(key, frame.range()).await?;
             let (object, hash_key) = (object.clone(), volume.context().key);
@@ -64,9 +68,10 @@ impl Stored {
                 .await
                 .map_err(|_ended| Error::new(ErrorKind::Closed, "the host shuts down"))?;
             let (pages, content) = decoded.map_err(|cause| damaged(key, cause))?;
-            volume.insert_pages(segment, &pages, &content).await?;
+            let taken = volume.take_pages(segment, &pages, &content, class).await?;
+            refused = taken.or(refused);
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// The encoded metadata within the object `key`.

@@ -59,8 +59,8 @@ pub const SOURCE_RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest such pause: a source that comes back is found within it.
 pub const SOURCE_RETRY_MAX: Duration = Duration::from_millis(500);
 
-/// Pause of all fetching when this host's disk has no space for what arrives: long, because each
-/// try sends the same pages over the WAN again.
+/// Pause of all fetching but demand when this host's disk has no space for what arrives: long,
+/// because each try sends the same pages over the WAN again.
 pub const FULL_PAUSE: Duration = Duration::from_secs(15);
 
 /// How long all sources must be reachable and without a good copy before a page counts as lost: a

@@ -9,7 +9,7 @@ use crate::port::Class;
 use bytes::Bytes;
 use pannier_core::format::segment::{EntryKind, PAGE_BYTES};
 use pannier_core::format::stored;
-use pannier_core::ids::SegmentName;
+use pannier_core::ids::{SegmentId, SegmentName};
 use pannier_core::map::{PageSet, Target};
 use pannier_core::units::{BLOCK_BYTES, BlockIndex, PageIndex};
 use std::collections::BTreeMap;
@@ -199,6 +199,29 @@ impl Volume {
             Ok(())
         })
         .await
+    }
+
+    /// As [`Volume::insert_pages`]; what a guest waits for is held in memory when the disk has no
+    /// space for it. The disk's refusal is returned then.
+    pub(crate) async fn take_pages(
+        &self,
+        segment: SegmentName,
+        pages: &PageRuns,
+        bytes: &[u8],
+        class: Class,
+    ) -> Result<Option<Error>> {
+        match self.insert_pages(segment, pages, bytes).await {
+            // They were verified first.
+            Err(full) if full.kind() == ErrorKind::NoSpace && class == Class::Demand => {
+                let id = SegmentId { volume: self.id, name: segment };
+                let blocks = bytes.chunks_exact(PAGE_BYTES);
+                for (page, block) in super::log::pages_of(pages).zip(blocks) {
+                    self.context.cache.hold(id, page, block);
+                }
+                Ok(Some(full))
+            }
+            kept => kept.map(|()| None),
+        }
     }
 
     /// The encoded `SegmentMeta` of a sealed segment that is here.

@@ -292,7 +292,12 @@ impl Volume {
             )
         })?;
         let (this, path) = (self.this()?, self.index_path(segment.name));
-        blocking(move || this.context.replace_file(&path, &bytes)).await?;
+        match blocking(move || this.context.replace_file(&path, &bytes)).await {
+            Err(full) if full.kind() == ErrorKind::NoSpace => {
+                tracing::debug!(segment = %segment.name, %full, "metadata is kept in memory only");
+            }
+            kept => kept?,
+        }
         let meta = Arc::new(meta);
         self.metas.lock().put(segment.name, Arc::clone(&meta));
         Ok(meta)
