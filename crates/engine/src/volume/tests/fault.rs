@@ -14,7 +14,11 @@ const SIZE: u64 = 4 << 20;
 struct Faults {
     /// Syncs to fail from now on, after letting `skip` pass.
     fail_syncs: AtomicUsize,
+    /// They fail for want of space.
+    syncs_lack_space: AtomicBool,
     full: AtomicBool,
+    /// No space within files either, as on a file system that cannot reserve it.
+    full_inside: AtomicBool,
     failed: Mutex<BTreeSet<u64>>,
     retried: AtomicBool,
 }
@@ -29,9 +33,13 @@ impl Observer for Faults {
                 let take = |left: usize| left.checked_sub(1);
                 if self.fail_syncs.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() {
                     self.failed.lock().insert(*file);
-                    return Err(io::Error::from_raw_os_error(5));
+                    let lacks_space = self.syncs_lack_space.load(Ordering::Relaxed);
+                    return Err(io::Error::from_raw_os_error(if lacks_space { 28 } else { 5 }));
                 }
                 Ok(())
+            }
+            DiskOp::Write { .. } if self.full_inside.load(Ordering::Relaxed) => {
+                Err(io::Error::from_raw_os_error(28))
             }
             DiskOp::Create { .. } if self.full.load(Ordering::Relaxed) => {
                 Err(io::ErrorKind::StorageFull.into())
@@ -43,9 +51,10 @@ impl Observer for Faults {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_failed_fdatasync_the_unsynced_entries_stand_in_another_file() {
-    for durable_before in [0, 5] {
+    for (durable_before, lack_space) in [(0, false), (5, false), (0, true), (5, true)] {
         let dir = tempfile::tempdir().unwrap();
         let faults = Arc::new(Faults::default());
+        faults.syncs_lack_space.store(lack_space, Ordering::Relaxed);
         let disk = Disk::observed(Arc::clone(&faults) as Arc<dyn Observer>);
         let context = host(dir.path(), small(), &Arc::default(), disk.clone());
         let volume = created(&context, SIZE).await;
@@ -178,4 +187,60 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     faults.full.store(false, Ordering::Relaxed);
     volume.write(written * 4096, pattern(written + 1, 4096), true).await.unwrap();
     assert!(read(&volume, written * 4096, 4096).await == pattern(written + 1, 4096));
+}
+
+/// Space can run out where it is not asked for: in the middle of a segment, or when what was
+/// written to it is synced. What was acknowledged is read on, and is there after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn space_that_runs_out_within_a_segment_takes_nothing_acknowledged() {
+    for (at_sync, durable_before) in [(false, 0), (false, 5), (true, 0), (true, 5)] {
+        let dir = tempfile::tempdir().unwrap();
+        let faults = Arc::new(Faults::default());
+        faults.syncs_lack_space.store(true, Ordering::Relaxed);
+        let disk = Disk::observed(Arc::clone(&faults) as Arc<dyn Observer>);
+        let context = host(dir.path(), small(), &Arc::default(), disk);
+        let volume = created(&context, SIZE).await;
+        for block in 0..10 {
+            volume.write(block * 4096, pattern(block + 1, 4096), false).await.unwrap();
+            if block + 1 == durable_before {
+                volume.flush().await.unwrap();
+            }
+        }
+        // Until the segment prepared ahead is there, a sync may be its header's.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        faults.full.store(true, Ordering::Relaxed);
+        let refused = if at_sync {
+            faults.fail_syncs.store(usize::MAX, Ordering::Release);
+            volume.flush().await.unwrap_err()
+        } else {
+            faults.full_inside.store(true, Ordering::Relaxed);
+            volume.write(9 * 4096, pattern(99, 8192), false).await.unwrap_err()
+        };
+        assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+        let there = |volume: Arc<Volume>| async move {
+            for block in 0..10 {
+                let bytes = read(&volume, block * 4096, 4096).await;
+                let whole = bytes == pattern(block + 1, 4096);
+                assert!(whole, "at a sync: {at_sync}, {durable_before} durable: block {block}");
+            }
+        };
+        there(Arc::clone(&volume)).await;
+        let again = volume.write(10 * 4096, pattern(11, 4096), true).await.unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::NoSpace, "{again}");
+        assert_eq!(volume.flush().await.unwrap_err().kind(), ErrorKind::NoSpace);
+        there(Arc::clone(&volume)).await;
+        gone(volume).await;
+        assert!(!faults.retried.load(Ordering::Relaxed), "a failed fdatasync is not retried");
+
+        faults.full.store(false, Ordering::Relaxed);
+        faults.full_inside.store(false, Ordering::Relaxed);
+        faults.fail_syncs.store(0, Ordering::Release);
+        let volume = recovered(&context, 2).await;
+        there(Arc::clone(&volume)).await;
+        volume.write(10 * 4096, pattern(11, 4096), true).await.unwrap();
+        gone(volume).await;
+        let volume = recovered(&context, 3).await;
+        there(Arc::clone(&volume)).await;
+        assert!(read(&volume, 10 * 4096, 4096).await == pattern(11, 4096));
+    }
 }
