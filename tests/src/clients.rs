@@ -1,7 +1,8 @@
 //! Programs of others, bounded in time.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A program that has ended.
@@ -13,6 +14,39 @@ pub struct Finished {
     pub stdout: String,
     /// What it wrote to standard error.
     pub stderr: String,
+}
+
+/// A program that runs beside the test, and ends with this.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Starts a program that serves on a socket, and returns when that is there.
+///
+/// # Panics
+/// When it does not start, or the socket does not come.
+#[must_use]
+pub fn serve(program: &str, arguments: &[&str], socket: &Path) -> Running {
+    let line = format!("{program} {}", arguments.join(" "));
+    let child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{line}: {error}; `cargo xtask install` installs it"));
+    let mut running = Running(child);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !socket.exists() {
+        let ended = running.0.try_wait().expect("its state");
+        assert!(ended.is_none() && Instant::now() < deadline, "{line} does not serve: {ended:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running
 }
 
 /// Runs a program to its end.
