@@ -75,10 +75,10 @@ fn assert_stalls(report: &Report, rtt: Duration, moves: u32) {
     let (median, worst) = (stalls[stalls.len() / 2], stalls[stalls.len() - 1]);
     // One round trip and 50 ms is the promise, for an optimised build on an idle machine
     // (`cargo xtask soak moves`). The build that the tests use is not optimised, and compiles run
-    // beside it: there the promise is that the wait is a switch and no timeout.
-    let slack = if cfg!(debug_assertions) { 450 } else { 50 };
+    // beside it: medians were up to 150 ms beyond the round trip there, the worst 340 ms.
+    let (slack, worst_slack) = if cfg!(debug_assertions) { (250, 600) } else { (50, 500) };
     assert!(median <= rtt + Duration::from_millis(slack), "median stall {median:?} at {rtt:?}");
-    assert!(worst <= rtt * 2 + Duration::from_millis(1500), "worst stall {worst:?} at {rtt:?}");
+    assert!(worst <= rtt + Duration::from_millis(worst_slack), "worst stall {worst:?} at {rtt:?}");
 }
 
 /// 20 times with `cargo xtask soak moves`.
@@ -90,7 +90,7 @@ fn back_and_forth_at_20_ms() {
 /// 20 times with `cargo xtask soak moves`.
 #[test]
 fn back_and_forth_at_100_ms() {
-    back_and_forth(Duration::from_millis(100), rounds("PANNIER_E2E_MOVES", 2));
+    back_and_forth(Duration::from_millis(100), rounds("PANNIER_E2E_MOVES", 3));
 }
 
 /// The load stays where it is: the volume is handed over at once, and its requests are forwarded.
