@@ -60,9 +60,9 @@ pub const RETRY_MS: (u64, u64) = (200, 30_000);
 /// of peers beyond it are dropped, and repeated by their senders.
 pub const OWNERSHIP_QUEUE: usize = 256;
 
-/// How long an answer of the registry is good for all who ask for what the local copy does not have:
-/// whoever asks for names that do not exist costs it four reads a second. What does come to exist
-/// the copy is told by itself.
+/// How long an answer of the registry is good for all who ask for what the local copy does not
+/// have: whoever asks for names that do not exist costs it four reads a second. What does come to
+/// exist the copy is told by itself.
 pub const MISS_KEPT: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// Pause before an effect of the ownership driver that failed is tried again.

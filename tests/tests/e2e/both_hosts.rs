@@ -123,8 +123,8 @@ fn concurrent_requests_at_both_hosts_are_linearizable() {
     }
 }
 
-/// Both hosts' first writes come at the same moment, to a volume that nobody has written to: exactly
-/// one is let in, and the other when that one has gone.
+/// Both hosts' first writes come at the same moment, to a volume that nobody has written to:
+/// exactly one is let in, and the other when that one has gone.
 #[test]
 fn of_two_first_writers_exactly_one_is_let_in() {
     let pair = Pair::start(Duration::from_millis(4), None);
@@ -201,9 +201,9 @@ fn a_released_right_goes_to_the_next_writer_and_ends_nobody() {
 }
 
 /// Both sites are told to move the volume to themselves at the same moment, again and again, while
-/// it is written. The one that does not have it gets it; the other is told that it has it or that it
-/// is on its way, unless it asks so late that it gets it back. Both hosts then agree on one owner,
-/// and nothing that was acknowledged is lost.
+/// it is written. The one that does not have it gets it; the other is told that it has it or that
+/// it is on its way, unless it asks so late that it gets it back. Both hosts then agree on one
+/// owner, and nothing that was acknowledged is lost.
 #[test]
 fn two_hosts_that_both_want_the_volume() {
     let pair = Pair::start(Duration::from_millis(10), None);

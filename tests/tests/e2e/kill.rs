@@ -67,9 +67,9 @@ fn kill_9_loses_no_acknowledged_write() {
     single.host.stop();
 }
 
-/// As a guest's disk is used: fio itself does not connect again, QEMU's NBD client between does, and
-/// sends anew what was not answered. fio goes on through every kill; it reads back what it was told
-/// is written, some of it while it goes on and all of it in the end.
+/// As a guest's disk is used: fio itself does not connect again, QEMU's NBD client between does,
+/// and sends anew what was not answered. fio goes on through every kill; it reads back what it was
+/// told is written, some of it while it goes on and all of it in the end.
 #[test]
 fn kill_9_under_fio_loses_no_acknowledged_write() {
     let mut random = rand::rngs::StdRng::seed_from_u64(rand::random());
