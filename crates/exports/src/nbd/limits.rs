@@ -50,8 +50,17 @@ pub(super) const QUEUED_REQUESTS_MAX: usize = 128;
 /// Bytes of one connection's queued requests: two of the largest.
 pub(super) const QUEUED_BYTES_MAX: usize = 64 << 20;
 
-/// Bytes of all connections' queued requests.
+/// Bytes of all connections' queued requests, [`RESERVE_BYTES`] of each apart.
 pub(super) const SERVER_BYTES_MAX: usize = 512 << 20;
+
+/// Bytes that one connection may queue whatever the others hold: so a client that reads its replies
+/// goes on, one request at a time, beside any number that do not. A whole small write.
+pub(super) const RESERVE_BYTES: usize = WHOLE_WRITE_BYTES_MAX as usize;
+
+/// What a connection may hold of the server's memory, as a part of what is still free: the more
+/// connections ask, the less each gets, and there is always some left ("dynamic thresholds",
+/// Choudhury and Hahne 1998).
+pub(super) const SHARE_OF_FREE: usize = 2;
 
 /// Time that a client may leave its replies unread while they take memory that others wait for. A
 /// client that is stopped for longer connects again.

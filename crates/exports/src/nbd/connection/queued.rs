@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(super) struct Charge {
     /// Bytes, counted against the connection's bound.
     pub(super) bytes: usize,
-    /// The share of the server's bound; `None` for requests without data.
+    /// The share of the server's bound; `None` for requests without data, and within the reserve.
     _server: Option<OwnedSemaphorePermit>,
 }
 
@@ -148,12 +148,15 @@ impl Quota {
 
     /// Counts a request with that many bytes of data in.
     pub(super) fn enter(&mut self, bytes: usize) -> Result<Charge, Stall> {
+        let free = self.server.available_permits() * limits::CHARGE_UNIT_BYTES;
+        let bytes_max = limits::QUEUED_BYTES_MAX.min(free / limits::SHARE_OF_FREE);
         let full = self.requests >= limits::QUEUED_REQUESTS_MAX
-            || (self.bytes > 0 && self.bytes + bytes > limits::QUEUED_BYTES_MAX);
+            || (bytes > 0 && self.bytes > 0 && self.bytes + bytes > bytes_max);
         if full {
             return Err(Stall::Connection);
         }
-        let permit = if bytes == 0 {
+        let reserved = self.bytes == 0 && bytes <= limits::RESERVE_BYTES;
+        let permit = if reserved {
             None
         } else {
             let units = bytes.div_ceil(limits::CHARGE_UNIT_BYTES) as u32;
@@ -198,6 +201,6 @@ impl Quota {
     /// Whether this connection holds memory that others may be waiting for.
     pub(super) fn is_in_the_way(&self) -> bool {
         let largest = limits::REQUEST_BYTES_MAX as usize / limits::CHARGE_UNIT_BYTES;
-        self.bytes > 0 && self.server.available_permits() < largest
+        self.bytes > limits::RESERVE_BYTES && self.server.available_permits() < largest
     }
 }
