@@ -2,6 +2,7 @@
 //! mover; [`port`] has the traits that stores and exports meet it through.
 
 pub mod attachment;
+mod boot;
 pub mod cache;
 mod checkpoint;
 pub mod context;

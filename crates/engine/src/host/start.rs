@@ -2,6 +2,7 @@
 
 use super::hands::Locals;
 use super::{Host, Setup};
+use crate::boot::boot;
 use crate::context::{HostContext, HostOptions};
 use crate::directory::{Directory, News};
 use crate::disk::Disk;
@@ -11,7 +12,7 @@ use crate::ownership::{Hands as _, Owners, Part};
 use crate::volume::Volume;
 use futures::StreamExt as _;
 use pannier_core::ids::VolumeId;
-use pannier_core::volume::ownership::{BootId, Role};
+use pannier_core::volume::ownership::Role;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,9 +29,6 @@ const RECOVERING_MAX: usize = 16;
 /// daemon died has come through by then.
 const SWEEP_AFTER: Duration = Duration::from_secs(30);
 
-/// Where the kernel tells this boot of the machine.
-const BOOT_FILE: &str = "/proc/sys/kernel/random/boot_id";
-
 impl Host {
     /// Starts a host on its directory. It serves at once; its volumes are recovered in the
     /// background ([`Host::recovered`]), those that somebody opens first.
@@ -39,7 +37,8 @@ impl Host {
     /// `Unavailable`, `NoSpace` or `Corrupt` when the directory cannot be used at all. A single
     /// volume that cannot be recovered fails only itself.
     pub async fn start(setup: Setup) -> Result<Arc<Self>> {
-        let (boot_text, boot) = boot()?;
+        let boot = boot()?;
+        let boot_text = uuid::Uuid::from_u128(boot.0).to_string();
         let directory = Directory::open(&setup.dir, setup.registry.clone(), &boot_text);
         let directory = Arc::new(directory);
         let options = HostOptions {
@@ -235,15 +234,4 @@ impl Host {
             self.came_from.lock().insert(volume, transit.from);
         }
     }
-}
-
-/// This boot of the machine, as text and as a number.
-fn boot() -> Result<(String, BootId)> {
-    let text = std::fs::read_to_string(BOOT_FILE)
-        .map_err(|error| Error::io(format!("cannot read {BOOT_FILE}"), error))?;
-    let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    let number = u128::from_str_radix(&hex, 16).map_err(|error| {
-        Error::new(ErrorKind::Unavailable, format!("{BOOT_FILE} has no boot id: {error}"))
-    })?;
-    Ok((text.trim().to_owned(), BootId(number)))
 }

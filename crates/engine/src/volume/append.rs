@@ -120,6 +120,7 @@ impl Volume {
             return Ok(Err(wait));
         }
         self.append_in_place(journal, changes, mark)?;
+        self.note_written(journal);
         Ok(Ok(()))
     }
 

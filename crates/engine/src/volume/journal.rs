@@ -46,6 +46,8 @@ pub(crate) struct Journal {
     pub(crate) end: Position,
     /// The log behind the newest checkpoint, open segment excluded, with the entries of each.
     pub(crate) log: BTreeMap<Sequence, LogSegment>,
+    /// Where the end is noted for the next start in this boot.
+    pub(crate) mark: Option<super::mark::Mark>,
     /// Closed segments that are not synced yet, in order.
     pub(crate) closed: VecDeque<Arc<Closed>>,
     /// Closed segments that are not sealed yet.
@@ -124,6 +126,7 @@ impl Journal {
             last_sequence,
             end,
             log: BTreeMap::new(),
+            mark: None,
             closed: VecDeque::new(),
             unsealed: 0,
             tick: 0,

@@ -7,7 +7,8 @@
 //! from segment to segment, `flush` makes durable, `rescue` is what a failed sync leads to, `seal`
 //! hashes and seals what is full, `read` and `write` are the guest's path, `recover` opens,
 //! `follow` is the log for followers, `data` the pages for peers, `segment` one segment's file and
-//! facts, `aside` what is no part of it any more.
+//! facts, `unsealed` checks what has no hash yet, `mark` notes how far the log goes, `aside` is what
+//! is no part of it any more.
 
 mod append;
 mod aside;
@@ -17,6 +18,7 @@ mod flush;
 mod follow;
 pub(crate) mod journal;
 pub mod log;
+mod mark;
 mod read;
 mod recover;
 mod rescue;
@@ -24,6 +26,7 @@ mod roll;
 pub(crate) mod seal;
 pub(crate) mod segment;
 mod state;
+mod unsealed;
 mod write;
 
 #[cfg(test)]
@@ -112,6 +115,7 @@ impl Volume {
         journal.mode = Mode::Appending;
         (journal.epoch, journal.incarnation) = (epoch, incarnation);
         journal.prepare_error = None;
+        journal.mark = mark::Mark::begin(&self.dir, journal.end);
         if self.followed.load(Ordering::Acquire) {
             // A guest is about to come over: its first write shall find a segment ready.
             self.start_prepare(&mut journal);

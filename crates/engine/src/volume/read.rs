@@ -8,6 +8,7 @@ use super::data::normal;
 use super::journal::stopped;
 use super::log::PageRuns;
 use super::segment::{Segment, blocking};
+use super::unsealed::EntryReader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::port::{Class, ExtentState, StatusExtent};
 use futures::future::try_join_all;
@@ -42,6 +43,8 @@ struct Loading {
     damaged: Vec<Range<u32>>,
     damaged_in_cache: Vec<Range<u32>>,
     unreadable: Option<std::io::Error>,
+    /// Whether the segment was sealed meanwhile: then it is looked at again.
+    overtaken: bool,
 }
 
 /// A few pieces, without allocation.
@@ -254,20 +257,12 @@ impl Volume {
         segment: &Arc<Segment>,
         runs: &PageRuns,
     ) -> Result<(Vec<u8>, PageRuns)> {
-        // Before the metadata is looked for: a segment may be sealed in between.
-        let sealed = segment.sealed().is_some();
-        let mut loading = Loading {
-            sealed,
-            meta: self.local_meta(segment)?,
-            absent: Vec::new(),
-            damaged: Vec::new(),
-            damaged_in_cache: Vec::new(),
-            unreadable: None,
+        let (bytes, loading) = loop {
+            let (bytes, loading) = self.try_load_runs(segment, runs)?;
+            if !loading.overtaken {
+                break (bytes, loading);
+            }
         };
-        let mut bytes = Vec::with_capacity(super::log::pages_in(runs) as usize * PAGE_BYTES);
-        for run in runs {
-            bytes.extend_from_slice(&self.load_run(segment, run.clone(), &mut loading));
-        }
         let Loading { absent, damaged, damaged_in_cache, unreadable, .. } = loading;
         let id = self.segment_id(segment);
         if let Some(error) = unreadable {
@@ -280,6 +275,25 @@ impl Volume {
         Ok((bytes, normal(absent)))
     }
 
+    fn try_load_runs(&self, segment: &Arc<Segment>, runs: &PageRuns) -> Result<(Vec<u8>, Loading)> {
+        // Before the metadata is looked for: a segment may be sealed in between.
+        let sealed = segment.sealed().is_some();
+        let mut loading = Loading {
+            sealed,
+            meta: self.local_meta(segment)?,
+            absent: Vec::new(),
+            damaged: Vec::new(),
+            damaged_in_cache: Vec::new(),
+            unreadable: None,
+            overtaken: false,
+        };
+        let mut bytes = Vec::with_capacity(super::log::pages_in(runs) as usize * PAGE_BYTES);
+        for run in runs {
+            bytes.extend_from_slice(&self.load_run(segment, run.clone(), &mut loading));
+        }
+        Ok((bytes, loading))
+    }
+
     fn load_run(
         &self,
         segment: &Arc<Segment>,
@@ -288,13 +302,11 @@ impl Volume {
     ) -> Vec<u8> {
         let count = (pages.end - pages.start) as usize;
         let mut bytes = vec![0; count * PAGE_BYTES];
+        // `None`: no hash of the page is known.
         let verify = |page: PageIndex, block: &[u8]| match &loading.meta {
-            Some(meta) => meta.verify(page, block, &self.context.key),
-            None if loading.sealed => false,
-            None => {
-                let early = segment.early_hash(page);
-                early.is_none_or(|hash| hash == self.context.key.block(block))
-            }
+            Some(meta) => Some(meta.verify(page, block, &self.context.key)),
+            None if loading.sealed => Some(false),
+            None => segment.early_hash(page).map(|hash| hash == self.context.key.block(block)),
         };
         let id = self.segment_id(segment);
         let file = segment.file().clone();
@@ -309,12 +321,20 @@ impl Volume {
             loading.unreadable.get_or_insert(error);
             bytes.fill(0);
         }
+        let mut entries = file.as_ref().map(|file| EntryReader::new(self, segment, file));
         for (page, block) in pages.map(PageIndex).zip(bytes.chunks_exact_mut(PAGE_BYTES)) {
             let this = page.0..page.0 + 1;
-            if let Some(file) = file.as_ref().filter(|_| !segment.is_bad(page)) {
-                if verify(page, block) {
+            if let (Some(file), Some(entries)) = (&file, &mut entries)
+                && !segment.is_bad(page)
+            {
+                let good = verify(page, block).or_else(|| entries.read(page, block));
+                if good == Some(true) {
                     segment.checked(page, true);
                     continue;
+                }
+                if good.is_none() && segment.sealed().is_some() {
+                    loading.overtaken = true;
+                    return bytes;
                 }
                 if !segment.has_file() {
                     // The file was given away meanwhile.
@@ -326,7 +346,8 @@ impl Volume {
                 file.forget_cached(page.byte_offset(), PAGE_BYTES as u64);
             }
             if self.context.cache.read(id, page, block) {
-                if verify(page, block) {
+                // What the owner has sent of a segment that is open there has no hash yet.
+                if verify(page, block).unwrap_or(true) {
                     self.context.cache.trust_page(id, page);
                     continue;
                 }

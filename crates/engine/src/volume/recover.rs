@@ -11,6 +11,7 @@ use super::Volume;
 use super::counters::Counters;
 use super::journal::{Closed, Journal, SealSource};
 use super::log::Position;
+use super::mark;
 use super::segment::{Metas, Sealed, Segment, blocking, read_segment};
 use super::state::MapState;
 use super::write::check_size;
@@ -24,9 +25,9 @@ use pannier_core::format::checkpoint::{DecodeError, Root, decode_page};
 use pannier_core::format::segment::{
     Entry, Header, Link, OpenSegment, PAGE_BYTES, Recovered, SEAL_PAGE, SealedSegment, SegmentMeta,
 };
-use pannier_core::ids::{SegmentId, SegmentName, VolumeId};
+use pannier_core::ids::{HashKey, SegmentId, SegmentName, VolumeId};
 use pannier_core::map::{LoadTarget, Map, MapPageIndex};
-use pannier_core::units::BLOCK_BYTES;
+use pannier_core::units::{BLOCK_BYTES, PageIndex};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -102,6 +103,7 @@ impl Volume {
                 return Err(Error::new(ErrorKind::Corrupt, text));
             }
             let objects = named.into_iter().map(|(hash, bytes)| (hash, bytes.to_vec()));
+            mark::remove(&dir)?;
             root.write_local(&context, &dir, objects.collect())?;
             let volume = open(&context, id)?;
             volume.followed.store(true, Ordering::Release);
@@ -156,6 +158,7 @@ impl Volume {
         }
         let base = volume.map.read().base;
         blocking(move || {
+            mark::remove(&volume.dir)?;
             if base.sequence() > position.sequence() {
                 volume.set_tail_aside(position, &volume.dir.join("checkpoint"))?;
             }
@@ -194,23 +197,36 @@ fn started(volume: Arc<Volume>) -> Arc<Volume> {
     volume
 }
 
-/// The header that a file has, if it has one.
-fn header_of(file: &PoolFile) -> Result<Option<Header>> {
+/// Why a file is not the segment whose name it has, in words; `None` when it is. It has the name
+/// only since its header is durable, and its whole length since it was made.
+fn damage_of(file: &PoolFile, id: SegmentId) -> Result<Option<String>> {
+    let path = file.path();
+    let what = |e| Error::io(format!("read {}", path.display()), e);
     let mut page = vec![0; PAGE_BYTES];
-    let read = file.read_at(&mut page, 0);
-    match read {
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-        other => other.map_err(|e| Error::io(format!("read {}", file.path().display()), e))?,
+    match file.read_at(&mut page, 0) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => page.fill(0),
+        other => other.map_err(what)?,
     }
-    Ok(Header::decode(&page).ok())
+    let path = path.display();
+    let header = match Header::decode(&page) {
+        Err(error) => return Ok(Some(format!("segment file {path} is damaged: {error}"))),
+        Ok(header) if header.id() != id => {
+            return Ok(Some(format!("segment file {path} has segment {} in it", header.id())));
+        }
+        Ok(header) => header,
+    };
+    let (length, whole) = (file.length().map_err(what)?, u64::from(header.capacity_pages) * 4096);
+    let cut = format!("segment file {path} has {length} of {whole} bytes");
+    Ok((length < whole).then_some(cut))
 }
 
-/// Whether a file is new: its first page was never written.
-fn is_unused(file: &PoolFile) -> Result<bool> {
-    let mut page = vec![0; PAGE_BYTES.min(file.length().unwrap_or(0) as usize)];
-    let read = file.read_at(&mut page, 0);
-    read.map_err(|e| Error::io(format!("read {}", file.path().display()), e))?;
-    Ok(page.iter().all(|byte| *byte == 0))
+/// Whether a file has entries of the segment that its header names.
+fn has_entries(file: &PoolFile, key: &HashKey) -> bool {
+    match read_segment(file, key) {
+        Ok(Recovered::Sealed(_)) => true,
+        Ok(Recovered::Open(open)) => !open.entries().is_empty() || open.behind().is_some(),
+        Err(_) => false,
+    }
 }
 
 fn name_of(path: &Path) -> Option<SegmentName> {
@@ -280,7 +296,15 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
     for live in &root.segments {
         let path = files.remove(&live.name);
         let file = path.map(|path| context.pool.open_file(&path)).transpose()?.map(Arc::new);
+        let damage = match &file {
+            Some(file) => damage_of(file, SegmentId { volume: id, name: live.name })?,
+            None => None,
+        };
         let segment = Segment::new(live.name, file);
+        if let Some(damage) = damage {
+            tracing::error!(volume = %id, "{damage}: read from other copies where there are any");
+            segment.suspect(PageIndex(0), context.config.segment_pages);
+        }
         if let Some(hash) = live.hash {
             segment.set_sealed(Sealed { hash, entries: live.entries });
         }
@@ -313,8 +337,12 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         checkpointer: tokio::sync::Mutex::new(Checkpointer::new(saved)),
         counters: Counters::new(),
     });
-    let candidates = volume.candidates(files, base)?;
+    let noted = mark::Noted::read(&dir)?;
+    let candidates = volume.candidates(files, base, noted.is_some())?;
     let rest = volume.replay_chain(candidates, base, &stored)?;
+    if let Some(noted) = noted {
+        noted.check(&volume)?;
+    }
     volume.put_away(rest)?;
     Ok(volume)
 }
@@ -348,21 +376,35 @@ pub(super) fn load_map(context: &HostContext, dir: &Path, root: &Root) -> Result
 
 impl Volume {
     /// Reads what is here behind the checkpoint; recycles what a checkpoint has left dead.
+    ///
+    /// A power loss may bring back the name of a file that was recycled and has another segment's
+    /// header by now, or half of one: no entry of that other segment is in it, since its own name
+    /// is durable before. In the same boot there is nothing of the kind.
     fn candidates(
         &self,
         files: BTreeMap<SegmentName, PathBuf>,
         base: Position,
+        is_same_boot: bool,
     ) -> Result<Vec<Candidate>> {
-        let mut candidates = Vec::new();
+        let (mut candidates, mut dead) = (Vec::new(), Vec::new());
         let mut seen = BTreeSet::new();
         for (name, path) in files {
             let file = Arc::new(self.context.pool.open_file(&path)?);
-            // A file that was taken from the pool and has another segment's header yet was never
-            // used under this name: its own header is synced before its first entry.
-            let id = SegmentId { volume: self.id, name };
-            let other = header_of(&file)?.is_some_and(|header| header.id() != id);
-            if name.sequence <= base.sequence() || other {
-                self.give_back(&file);
+            if name.sequence <= base.sequence() {
+                dead.push(file);
+                continue;
+            }
+            let damage = damage_of(&file, SegmentId { volume: self.id, name })?;
+            if let Some(damage) = damage {
+                if is_same_boot || has_entries(&file, &self.context.key) {
+                    let text = format!(
+                        "{damage}; what it had may be nowhere else: put the file back, or take the \
+                         volume over from another copy"
+                    );
+                    return Err(Error::new(ErrorKind::Corrupt, text));
+                }
+                tracing::warn!(volume = %self.id, "{damage}; it is set aside");
+                self.set_damaged_aside(&path)?;
                 continue;
             }
             match read_segment(&file, &self.context.key) {
@@ -383,11 +425,7 @@ impl Volume {
                     let found = Found::Open(Box::new(open), file);
                     candidates.push(Candidate { name, path, found });
                 }
-                Err(_) if is_unused(&file)? => self.give_back(&file),
-                Err(error) => {
-                    tracing::warn!(volume = %self.id, %error, "a file is set aside");
-                    self.set_damaged_aside(&path)?;
-                }
+                Err(error) => return Err(error),
             }
         }
         for path in self.context.disk.list(&self.dir.join("index"))? {
@@ -414,6 +452,8 @@ impl Volume {
             }
         }
         candidates.sort_by_key(|candidate| candidate.name);
+        // Only now: what is found damaged may have changed places with one of these.
+        dead.iter().for_each(|file| self.give_back(file));
         Ok(candidates)
     }
 
@@ -490,6 +530,9 @@ impl Volume {
                     open.cut(link.entries);
                 }
                 let segment = Segment::new(name, Some(Arc::clone(&file)));
+                // What is known durable was not checked just now.
+                segment.suspect(PageIndex(0), open.tail().0);
+                segment.set_entries(open.entries());
                 self.replay(&segment, open.entries())?;
                 let mut journal = self.journal.lock();
                 // Acknowledged, and not known durable: the next flush covers them.

@@ -75,6 +75,7 @@ impl Volume {
             journal.mode = Mode::Stopped;
         }
         self.end_rescue(journal, prefix);
+        self.note_written(journal);
         let stranded = stranded.into_iter().filter(|known| known.durable == 0);
         self.remove_left(stranded.map(|known| (known.segment, known.file)).chain(left));
         Ok(())
@@ -102,6 +103,7 @@ impl Volume {
         };
         for known in stranded {
             journal.log.remove(&known.segment.name.sequence);
+            known.segment.set_entries(&known.entries);
         }
         journal.unsealed -= journal.closed.len();
         journal.closed.clear();
@@ -186,7 +188,7 @@ impl Volume {
         }
         self.close_open(journal);
         let header = self.next_header(journal);
-        self.prepare(&header, &self.copy_path(header.name))
+        self.prepare(&header, false)
     }
 
     /// Where a copy of a segment is until it is durable: recovery removes what has such a name.

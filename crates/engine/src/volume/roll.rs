@@ -10,7 +10,6 @@ use crate::pool::PoolFile;
 use pannier_core::format::segment::{Header, PAGE_BYTES, SEAL_PAGE, SegmentWriter};
 use pannier_core::ids::SegmentName;
 use parking_lot::MutexGuard;
-use std::path::Path;
 use std::sync::Arc;
 
 impl Volume {
@@ -39,6 +38,7 @@ impl Volume {
         let Some(open) = journal.open.take() else { return };
         let (entries, chain_crc) = (open.writer.entries(), open.writer.last_chain_crc());
         let segment = Arc::clone(&open.segment);
+        segment.set_entries(open.writer.entries_from(0));
         journal.log.insert(segment.name.sequence, LogSegment { segment, entries, chain_crc });
         let source = parking_lot::Mutex::new(SealSource::Writer(Box::new(open.writer)));
         let closed = Closed { segment: open.segment, file: open.file, source, failed: false };
@@ -56,7 +56,7 @@ impl Volume {
         let header = self.next_header(journal);
         journal.preparing = true;
         self.context.runtime.spawn_blocking(move || {
-            let prepared = this.prepare(&header, &this.segment_path(header.name));
+            let prepared = this.prepare(&header, true);
             let mut journal = this.journal.lock();
             journal.preparing = false;
             match prepared {
@@ -93,16 +93,19 @@ impl Volume {
         }
     }
 
-    /// A file with a synced header and no seal, at `path`.
-    pub(crate) fn prepare(&self, header: &Header, path: &Path) -> Result<Prepared> {
+    /// A file with a synced header and no seal. A segment's file never has its name without that
+    /// header, so recovery takes what it finds under a name for that segment or for damage. Unless
+    /// it is `named` the file has a name that recovery does not look at.
+    pub(crate) fn prepare(&self, header: &Header, named: bool) -> Result<Prepared> {
         let mut files = 1;
         loop {
-            match self.try_prepare(header, path) {
+            match self.try_prepare(header, named) {
                 Err(error)
                     if error.kind() != ErrorKind::NoSpace && files < limits::FAILED_FILES_MAX =>
                 {
                     tracing::warn!(volume = %self.id, %error, "another segment file is taken");
-                    self.context.disk.remove(path)?;
+                    self.context.disk.remove(&self.copy_path(header.name))?;
+                    self.context.disk.remove(&self.segment_path(header.name))?;
                     files += 1;
                 }
                 other => return other,
@@ -110,12 +113,17 @@ impl Volume {
         }
     }
 
-    fn try_prepare(&self, header: &Header, path: &Path) -> Result<Prepared> {
-        let file = self.context.pool.take(path)?;
+    fn try_prepare(&self, header: &Header, named: bool) -> Result<Prepared> {
+        let path = self.copy_path(header.name);
+        let file = self.context.pool.take(&path)?;
         let mut pages = header.encode().to_vec();
         pages.resize((SEAL_PAGE.0 as usize + 1) * PAGE_BYTES, 0);
         let synced = file.write_at(&pages, 0).and_then(|()| file.sync());
         synced.map_err(|e| Error::io(format!("prepare segment {}", path.display()), e))?;
+        if named {
+            file.rename(&self.context.disk, &self.segment_path(header.name))?;
+        }
+        // Also, no power loss then brings back a name that the file has had before it has entries.
         self.context.disk.sync_dir(&self.dir.join("segments"))?;
         Ok(Prepared { header: *header, file: Arc::new(file) })
     }

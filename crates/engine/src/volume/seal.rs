@@ -172,6 +172,8 @@ fn try_seal_copy(
 ) -> Result<()> {
     let name = closed.segment.name;
     let copy = volume.context.pool.take(&volume.copy_path(name))?;
+    // No power loss then brings back a name that the file has had before, with this in it.
+    volume.context.disk.sync_dir(&volume.dir.join("segments"))?;
     let what = || format!("copy {} to {}", closed.file.path().display(), copy.path().display());
     let mut buffer = vec![0; limits::ENTRY_PAGES_MAX as usize * PAGE_BYTES];
     let (mut at, end) = (0, sealing.page().byte_offset());

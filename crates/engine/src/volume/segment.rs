@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::pool::PoolFile;
 use arc_swap::{ArcSwapOption, Guard};
-use pannier_core::format::segment::{Recovered, SegmentMeta, recover};
+use pannier_core::format::segment::{Entry, Recovered, SegmentMeta, recover};
 use pannier_core::ids::{BlockHash, HashKey, SegmentHash, SegmentName};
 use pannier_core::map::PageSet;
 use pannier_core::units::PageIndex;
@@ -46,6 +46,8 @@ pub(crate) struct Segment {
     pub(crate) storing: tokio::sync::Mutex<()>,
     /// While it is not sealed.
     pub(crate) hashed: Mutex<Hashed>,
+    /// Between its last entry and its seal: what its data are checked by where they are not hashed.
+    entries: Mutex<Arc<[Entry]>>,
     doubt: Mutex<Doubt>,
     has_doubt: AtomicBool,
 }
@@ -71,6 +73,7 @@ impl Segment {
             generation: AtomicU32::new(1),
             storing: tokio::sync::Mutex::new(()),
             hashed: Mutex::default(),
+            entries: Mutex::default(),
             doubt: Mutex::default(),
             has_doubt: AtomicBool::new(false),
         })
@@ -101,6 +104,17 @@ impl Segment {
         let known = *self.sealed.get_or_init(|| sealed);
         assert_eq!(known.hash, sealed.hash, "segment {} has one seal", self.name);
         *self.hashed.lock() = Hashed::default();
+        *self.entries.lock() = Arc::default();
+    }
+
+    /// Notes the entries of a segment that takes no more and is not sealed yet.
+    pub(crate) fn set_entries(&self, entries: &[Entry]) {
+        *self.entries.lock() = entries.into();
+    }
+
+    /// The entries of a segment that takes no more, until it is sealed.
+    pub(crate) fn entries(&self) -> Arc<[Entry]> {
+        Arc::clone(&self.entries.lock())
     }
 
     /// Whether the site's store has every page of it that is live.
@@ -233,8 +247,8 @@ impl Volume {
         let key = &self.context.key;
         let file = segment.file().clone();
         let meta = match file.map(|file| read_segment(&file, key)).transpose() {
-            Ok(Some(Recovered::Sealed(found))) => found.meta,
-            Ok(Some(Recovered::Open(_)) | None) | Err(_) => {
+            Ok(Some(Recovered::Sealed(found))) if found.meta.hash() == sealed.hash => found.meta,
+            Ok(_) | Err(_) => {
                 let path = self.index_path(segment.name);
                 let Some(bytes) = self.context.disk.read_file(&path)? else { return Ok(None) };
                 match SegmentMeta::decode(&bytes, key) {

@@ -82,7 +82,9 @@ impl Volume {
             bytes <= limits::BATCH_BYTES_MAX || bytes == write.data.len()
         });
         let count = batch.count();
-        self.append_batch(journal, &writes[..count.max(1)]).map(Ok)
+        let appended = self.append_batch(journal, &writes[..count.max(1)])?;
+        self.note_written(journal);
+        Ok(Ok(appended))
     }
 
     /// Writes; with `fua` durable.

@@ -1,5 +1,6 @@
 //! Tests of a volume on a host, against files in a temporary directory.
 
+mod damage;
 mod fault;
 mod forwarded;
 mod guest;
@@ -108,7 +109,8 @@ impl Fetch for FromStore {
         pages: PageRuns,
         _class: Class,
     ) -> Result<()> {
-        let key = volume.stored_key(segment).expect("only stored segments are fetched here");
+        let key = volume.stored_key(segment);
+        let key = key.ok_or_else(|| Error::new(ErrorKind::NotFound, "it is not stored"))?;
         let object = self.0.get(&key).await?;
         let footer = Footer::decode_tail(&object, object.len() as u64).unwrap();
         let range = footer.meta_range();
@@ -126,8 +128,13 @@ impl Fetch for FromStore {
         volume.insert_pages(segment, &pages, &bytes).await
     }
 
-    async fn meta(&self, _volume: VolumeId, segment: SegmentName) -> Result<Bytes> {
-        Err(Error::new(ErrorKind::NotFound, segment.to_string()))
+    async fn meta(&self, volume: VolumeId, segment: SegmentName) -> Result<Bytes> {
+        let keys = self.0.list(&format!("volumes/{volume}/segments/{segment}")).await?;
+        let key =
+            keys.first().ok_or_else(|| Error::new(ErrorKind::NotFound, segment.to_string()))?;
+        let object = self.0.get(key).await?;
+        let range = Footer::decode_tail(&object, object.len() as u64).unwrap().meta_range();
+        Ok(object.slice(range.start as usize..range.end as usize))
     }
 }
 
