@@ -177,8 +177,9 @@ async fn cuts_and_restarts_do_not_begin_anew() {
     let b = cluster.start(2, "east").await;
     until("independence", || independent(&b, "east")).await;
     let (repeated, pages) = cluster.net.repeated();
-    // What was under way at each of the three breaks, about a bandwidth-delay product, is lost.
-    assert!(repeated * 100 <= 3 * pages, "{repeated} of {pages} pages were sent again");
+    // What was under way at each of the three breaks is lost: a bandwidth-delay product, with the
+    // delay of a busy machine.
+    assert!(repeated * 100 <= 6 * pages, "{repeated} of {pages} pages were sent again");
     cluster.stop(a).await;
     let at_b = open(&b).await;
     check(&at_b, 96, |_| 0).await;

@@ -7,8 +7,8 @@
 //! from segment to segment, `flush` makes durable, `rescue` is what a failed sync leads to, `seal`
 //! hashes and seals what is full, `read` and `write` are the guest's path, `recover` opens,
 //! `follow` is the log for followers, `data` the pages for peers, `segment` one segment's file and
-//! facts, `unsealed` checks what has no hash yet, `mark` notes how far the log goes, `aside` is what
-//! is no part of it any more.
+//! facts, `unsealed` checks what has no hash yet, `mark` notes how far the log goes, `aside` is
+//! what is no part of it any more.
 
 mod append;
 mod aside;

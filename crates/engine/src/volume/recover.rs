@@ -428,6 +428,20 @@ impl Volume {
                 Err(error) => return Err(error),
             }
         }
+        self.add_without_file(&mut candidates, &seen, base)?;
+        candidates.sort_by_key(|candidate| candidate.name);
+        // Only now: what is found damaged may have changed places with one of these.
+        dead.iter().for_each(|file| self.give_back(file));
+        Ok(candidates)
+    }
+
+    /// Adds segments behind the checkpoint that have no file here, by their metadata.
+    fn add_without_file(
+        &self,
+        candidates: &mut Vec<Candidate>,
+        seen: &BTreeSet<SegmentName>,
+        base: Position,
+    ) -> Result<()> {
         for path in self.context.disk.list(&self.dir.join("index"))? {
             let Some(name) = name_of(&path) else {
                 self.context.disk.remove(&path)?;
@@ -451,10 +465,7 @@ impl Volume {
                 Ok(_) | Err(_) => self.set_damaged_aside(&path)?,
             }
         }
-        candidates.sort_by_key(|candidate| candidate.name);
-        // Only now: what is found damaged may have changed places with one of these.
-        dead.iter().for_each(|file| self.give_back(file));
-        Ok(candidates)
+        Ok(())
     }
 
     /// Follows the chain from the checkpoint on; returns what is no part of it.
