@@ -6,6 +6,7 @@ use crate::message::{Request, Response};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pannier_core::ids::HostId;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::ops::Range;
 use std::time::Duration;
@@ -62,7 +63,8 @@ pub struct Changes {
 }
 
 /// The small strongly consistent store. Keys are `cluster`, `site/<name>`, `host/<id>`,
-/// `volume/<uuid>`, `path/<volume path>`, `deleted/<uuid>`.
+/// `volume/<uuid>`, `path/<volume path>`, `deleted/<uuid>`. Revision 0 is before everything: asked
+/// for the changes after it, an implementation may answer with all that there is.
 ///
 /// Every method fails with `Unavailable` while the registry is away; a failed commit may or may not
 /// have happened, and the caller reads again.
@@ -82,6 +84,21 @@ pub trait Registry: Send + Sync + 'static {
     /// # Cancel safety
     /// Nothing is lost by dropping the future: ask again with the same revision.
     async fn changes(&self, after: Revision) -> Result<Changes>;
+
+    /// Says that a host is alive, for the next minute. To be repeated three times as often.
+    ///
+    /// This is for people to see and for nothing else: no right follows from it, and a host that is
+    /// not alive here may still serve guests. A registry that does not keep it does nothing.
+    async fn stay_alive(&self, host: HostId) -> Result<()> {
+        let _ = host;
+        Ok(())
+    }
+
+    /// The hosts that have said so within the last minute; `None` from a registry that does not
+    /// keep it.
+    async fn alive(&self) -> Result<Option<BTreeSet<HostId>>> {
+        Ok(None)
+    }
 }
 
 /// A site's object store. Objects are immutable and create-only; keys carry hashes.

@@ -50,6 +50,8 @@ pub struct HostStatus {
     pub address: String,
     /// Whether it answered just now.
     pub reachable: bool,
+    /// Whether it has told the registry lately that it is alive; `None` when that is not known.
+    pub alive: Option<bool>,
     /// Round trip to it in milliseconds; none for the host that tells and for one that is away.
     pub rtt_ms: Option<f64>,
 }

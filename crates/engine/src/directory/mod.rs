@@ -18,7 +18,7 @@ use copy::Copy;
 use pannier_core::ids::{HostId, VolumeId};
 use pannier_core::record::{DeletedRecord, HostRecord, SiteRecord, VolumePath, VolumeRecord};
 use parking_lot::RwLock;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,6 +59,8 @@ pub struct Directory {
     reachable: AtomicBool,
     /// How the registry was last read for somebody whom the copy did not serve, and when.
     looked: tokio::sync::Mutex<Option<(Instant, Result<()>)>>,
+    /// The hosts that are alive, when the registry keeps that and answers.
+    alive: RwLock<Option<BTreeSet<HostId>>>,
     news: broadcast::Sender<News>,
 }
 
@@ -101,6 +103,7 @@ impl Directory {
             cached_boot: cached_boot.unwrap_or_default(),
             reachable: AtomicBool::new(false),
             looked: tokio::sync::Mutex::new(None),
+            alive: RwLock::new(None),
             news: broadcast::Sender::new(NEWS_MAX),
         }
     }
@@ -115,6 +118,12 @@ impl Directory {
     #[must_use]
     pub fn reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Whether a host has told the registry lately that it is alive; `None` when that is not known.
+    #[must_use]
+    pub fn alive(&self, host: HostId) -> Option<bool> {
+        self.alive.read().as_ref().map(|alive| alive.contains(&host))
     }
 
     /// The registry's revision up to which the copy has everything.
@@ -261,7 +270,7 @@ impl Directory {
         }
         let context = format!(
             "the registry is away ({cause}); volumes go on serving, but this change needs it: \
-             start the host that keeps it, or mend the link to it, and repeat the command"
+             start what keeps it, or mend the link to it, and repeat the command"
         );
         Error::new(ErrorKind::Unavailable, context).with_source(error)
     }

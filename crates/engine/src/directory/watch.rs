@@ -5,7 +5,7 @@ use super::{Directory, codec};
 use crate::error::Result;
 use crate::limits;
 use crate::port::{Changes, Revision};
-use pannier_core::ids::VolumeId;
+use pannier_core::ids::{HostId, VolumeId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How long changes gather before the file is written: a burst is one write.
 const SAVE_AFTER: Duration = Duration::from_millis(500);
+/// How often a host says that it is alive, and asks who else is.
+const ALIVE_EVERY: Duration = Duration::from_secs(20);
 /// Longest pause: so long a registry that is back may stay unnoticed.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
@@ -67,6 +69,30 @@ impl Directory {
             }
         }
         self.save().await;
+    }
+
+    /// Tells the registry until `stop` that `host` is alive, and asks who else is. For people to
+    /// see: nothing rests on it.
+    pub async fn stay_alive(self: Arc<Self>, host: HostId, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let alive = async {
+                self.registry.stay_alive(host).await?;
+                self.registry.alive().await
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                alive = alive => {
+                    *self.alive.write() = alive.unwrap_or_else(|error| {
+                        tracing::debug!(%error, "it is not known which hosts are alive");
+                        None
+                    });
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(ALIVE_EVERY) => {}
+            }
+        }
     }
 
     /// Reads the whole registry now.

@@ -186,6 +186,7 @@ impl Host {
             site: host.site.clone(),
             address: host.address.clone(),
             reachable: answered.contains(&host.id),
+            alive: self.directory.alive(host.id),
             rtt_ms: (host.id != self.id && answered.contains(&host.id))
                 .then(|| self.peers.rtt(host.id))
                 .flatten()

@@ -77,8 +77,10 @@ impl Host {
             tasks: Mutex::new(Vec::new()),
         });
         let watch = host.directory.clone().watch(host.stop.clone());
+        let alive = host.directory.clone().stay_alive(setup.id, host.stop.clone());
         let tasks = [
             tokio::spawn(watch),
+            tokio::spawn(alive),
             tokio::spawn(host.clone().hear(news)),
             tokio::spawn(host.clone().recover_all(done)),
             tokio::spawn(host.clone().sweep(host.volumes_here())),

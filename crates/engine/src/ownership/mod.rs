@@ -228,8 +228,8 @@ impl Owners {
             }
             Outcome::RegistryAway => {
                 let context = format!(
-                    "volume {volume}: the registry is away, and this needs it; start the host that \
-                     keeps it, or mend the link to it, and repeat the command"
+                    "volume {volume}: the registry is away, and this needs it; start what keeps \
+                     it, or mend the link to it, and repeat the command"
                 );
                 Err(Error::new(ErrorKind::Unavailable, context))
             }

@@ -52,6 +52,7 @@ pub(super) fn status(status: Status) -> types::Status {
                 site: host.site.to_string(),
                 address: host.address.clone(),
                 reachable: host.reachable,
+                alive: host.alive,
                 rtt_ms: host.rtt_ms,
             })
             .collect(),

@@ -138,6 +138,9 @@ pub(crate) struct Host {
     pub(crate) address: String,
     /// Whether it answered just now.
     pub(crate) reachable: bool,
+    /// Whether it has told the registry within the last minute that it is alive; none where the
+    /// registry does not keep that, or is away.
+    pub(crate) alive: Option<bool>,
     /// Round trip to it in milliseconds.
     pub(crate) rtt_ms: Option<f64>,
 }

@@ -27,6 +27,10 @@ fn cluster(status: &Status) -> String {
                 _ if host.name == status.host => "this host".to_owned(),
                 (true, Some(rtt_ms)) => format!("reachable, {rtt_ms:.1} ms"),
                 (true, None) => "reachable".to_owned(),
+                (false, _) if host.alive == Some(true) => {
+                    "does not answer; alive, says the registry".to_owned()
+                }
+                (false, _) if host.alive == Some(false) => "does not answer; not alive".to_owned(),
                 (false, _) => "does not answer".to_owned(),
             };
             vec![host.site.clone(), host.name.clone(), host.address.clone(), state]

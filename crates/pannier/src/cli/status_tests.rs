@@ -23,6 +23,7 @@ fn example() -> Status {
             site: "west".into(),
             address: "192.0.2.1:7810".into(),
             reachable: true,
+            alive: None,
             rtt_ms: None,
         }],
         volumes: vec![Volume {
