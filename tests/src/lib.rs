@@ -5,6 +5,7 @@
 //! ERROR that the test did not announce fails the test.
 
 pub mod clients;
+pub mod etcd;
 pub mod history;
 pub mod host;
 pub mod load;

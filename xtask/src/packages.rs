@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A program that the tests run, and the package that has it.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 9] = [
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("nbdinfo", "libnbd-bin"),
@@ -13,6 +13,8 @@ const NEEDED: [(&str, &str); 7] = [
     ("nbdkit", "nbdkit"),
     ("fio", "fio"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
 ];
 
 fn is_installed(program: &str) -> bool {

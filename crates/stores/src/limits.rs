@@ -112,10 +112,11 @@ pub const KEY_BYTES_MAX: usize = 1100;
 /// Largest registry value in bytes: records are small; a volume with hundreds of homes fits.
 pub const VALUE_BYTES_MAX: usize = 256 << 10;
 
-/// Keys that one registry transaction may expect or change.
-pub const TRANSACTION_KEYS_MAX: usize = 1024;
+/// Keys that one registry transaction may expect or change: what etcd takes (`--max-txn-ops`).
+pub const TRANSACTION_KEYS_MAX: usize = 128;
 
-/// Bytes of keys and values in one registry transaction: it travels in one head.
+/// Bytes of keys and values in one registry transaction: it travels in one head, and etcd takes
+/// 1.5 MiB (`--max-request-bytes`).
 pub const TRANSACTION_BYTES_MAX: usize = 768 << 10;
 
 /// Changes that the registry remembers. Whoever was away for longer reads everything again.
@@ -132,6 +133,33 @@ pub const LISTING_BYTES_MAX: usize = 2 << 20;
 
 /// Times that a listing of several pages is begun anew because the registry changed under it.
 pub const LISTING_ATTEMPTS_MAX: usize = 8;
+
+/// Time for a connection to a member of etcd, TLS included.
+pub const ETCD_CONNECT: Duration = Duration::from_secs(2);
+
+/// Time for one request to one member of etcd: a few syncs of a slow disk.
+pub const ETCD_TRY: Duration = Duration::from_secs(3);
+
+/// How long etcd's members are asked in turn before the registry is `Unavailable`: with etcd's
+/// defaults an election is over after two seconds.
+pub const ETCD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause between two rounds over etcd's members.
+pub const ETCD_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often a connection with requests under way is asked for a sign of life, and how long that
+/// may take. More often than every 5 s etcd closes it.
+pub const ETCD_PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
+
+/// Keys of one page of a listing from etcd.
+pub const ETCD_PAGE_KEYS: i64 = 256;
+
+/// Bytes of one message from etcd: a page of the largest values. A watcher that missed more than
+/// that at once reads everything again.
+pub const ETCD_MESSAGE_BYTES_MAX: usize = 80 << 20;
+
+/// How long a host that says nothing more counts as alive.
+pub const ETCD_ALIVE_TTL: Duration = Duration::from_secs(60);
 
 /// Longest object key in bytes, as S3 has it.
 pub const OBJECT_KEY_BYTES_MAX: usize = 1024;

@@ -4,6 +4,7 @@ use super::size::Size;
 use crate::demo;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pannier_core::record::VolumePath;
+use pannier_stores::registry::EtcdUrl;
 use std::path::PathBuf;
 
 /// Storage that goes where the virtual machine goes.
@@ -41,7 +42,7 @@ pub(crate) enum Output {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a new cluster and its first host, which keeps the registry
+    /// Make a new cluster and its first host, which keeps the registry unless etcd does
     Init(Init),
     /// Print a token with which one more host can join
     Token(Token),
@@ -79,6 +80,10 @@ pub(crate) struct HostArgs {
     /// The site's object store: a directory or a URL such as s3://bucket [default: DIR/store]
     #[arg(long, value_name = "DIR|URL")]
     pub(crate) store: Option<String>,
+    /// The registry in etcd, such as etcd://etcd1:2379,etcd2:2379; pannier.toml has more
+    /// [default: for `init` in the host itself, for `join` what the cluster has]
+    #[arg(long, value_name = "URL")]
+    pub(crate) registry: Option<EtcdUrl>,
 }
 
 #[derive(Debug, Args)]

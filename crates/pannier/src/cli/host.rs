@@ -7,7 +7,9 @@ use crate::config::{self, Config, LISTEN_DEFAULT};
 use crate::output::{Failure, Printer};
 use hyper::Method;
 use pannier_engine::error::ErrorKind;
+use pannier_engine::port::Registry as _;
 use pannier_stores::cluster::{self, Identity, TokenBook};
+use pannier_stores::registry::Etcd;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,13 +21,17 @@ pub(crate) const IDENTITY: &str = "identity";
 /// Ports tried upwards from the default when it is taken.
 const PORTS_TRIED: u16 = 32;
 
-pub(super) fn init(dir: &Path, args: Init, printer: &Printer) -> Result<(), Failure> {
+pub(super) async fn init(dir: &Path, args: Init, printer: &Printer) -> Result<(), Failure> {
     check_fresh(dir)?;
     check_site(&args.host.site)?;
     let listen = choose_listen(args.host.listen.as_deref())?;
     let advertise = advertised(args.host.advertise.as_deref(), listen, None)?;
+    if let Some(etcd) = &args.host.registry {
+        // What is wrong with it is told before anything is made.
+        Etcd::open(etcd, "init")?.get("cluster").await?;
+    }
     make_dir(dir)?;
-    let identity = cluster::init(&dir.join(IDENTITY), &advertise)?;
+    let identity = cluster::init(&dir.join(IDENTITY), &advertise, args.host.registry.clone())?;
     write_config(dir, &args.host, listen)?;
     let result = serde_json::json!({
         "dir": dir,
@@ -145,6 +151,7 @@ fn write_config(dir: &Path, args: &HostArgs, listen: SocketAddr) -> Result<(), F
         listen: given.then(|| listen.to_string()),
         advertise: args.advertise.clone(),
         store: args.store.as_deref().map(absolute),
+        registry: args.registry.as_ref().map(ToString::to_string),
     });
     let file = dir.join(config::FILE);
     std::fs::write(&file, text)
@@ -238,6 +245,7 @@ mod tests {
             listen: Some(listen.into()),
             advertise: None,
             store: None,
+            registry: None,
         }
     }
 
@@ -246,14 +254,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("host");
         let printer = Printer::quiet();
-        init(&dir, Init { host: args("west", "127.0.0.1:0") }, &printer).unwrap();
+        init(&dir, Init { host: args("west", "127.0.0.1:0") }, &printer).await.unwrap();
         let config = Config::read(&dir).unwrap();
         assert_eq!(config.site, "west");
         assert_ne!(resolve(&config.listen).unwrap().port(), 0, "the free port is written down");
         let token = issue(&dir, Duration::from_secs(60)).unwrap().token;
         let parsed: cluster::Token = token.parse().unwrap();
         assert_eq!(parsed.address(), config.listen);
-        let again = init(&dir, Init { host: args("west", "127.0.0.1:0") }, &printer).unwrap_err();
+        let again = init(&dir, Init { host: args("west", "127.0.0.1:0") }, &printer).await;
+        let again = again.unwrap_err();
         assert!(again.0.message.contains("already"), "{again:?}");
     }
 
@@ -265,7 +274,8 @@ mod tests {
         for (site, listen, part) in
             [("we st", "127.0.0.1:0", "site's name"), ("west", "nowhere", "0.0.0.0:7810")]
         {
-            let failure = init(&dir, Init { host: args(site, listen) }, &printer).unwrap_err();
+            let failure = init(&dir, Init { host: args(site, listen) }, &printer).await;
+            let failure = failure.unwrap_err();
             assert!(failure.0.message.contains(part), "{failure:?}");
         }
         let join_args =

@@ -54,7 +54,7 @@ pub(crate) async fn execute(
 ) -> Result<(), Failure> {
     let client = Client::find(dir);
     match command {
-        Command::Init(args) => host::init(&dir_of_host(dir), args, printer),
+        Command::Init(args) => host::init(&dir_of_host(dir), args, printer).await,
         Command::Token(args) => host::token(dir, args, printer).await,
         Command::Join(args) => host::join(&dir_of_host(dir), args, printer).await,
         Command::Volume(args) => volume::run(&client, args, printer).await,

@@ -8,6 +8,7 @@ pub(crate) struct Chosen {
     pub(crate) listen: Option<String>,
     pub(crate) advertise: Option<String>,
     pub(crate) store: Option<String>,
+    pub(crate) registry: Option<String>,
 }
 
 /// The file's text.
@@ -37,6 +38,13 @@ site = {site}
 # The site's object store: a directory, or a URL (s3://bucket/prefix, gs://, az://) with credentials
 # from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...). Default: `store` in this directory.
 {store}
+
+# The cluster's registry, when it is in etcd: etcd://MEMBER,MEMBER,...[/PREFIX][?OPTIONS], the
+# prefix the same on all hosts. Default: what `init` or `join` was told. Options, joined by `&`:
+# user=NAME and password_file=FILE (or PANNIER_ETCD_USER and PANNIER_ETCD_PASSWORD in the
+# environment); with etcds://, which is TLS, ca=FILE, and cert=FILE and key=FILE for a client's
+# certificate.
+{registry}
 
 # Serve NBD on this TCP address too. There is no authentication: bind it to a trusted network only.
 #nbd_listen = "127.0.0.1:10809"
@@ -69,5 +77,6 @@ site = {site}
         listen = option("listen", &chosen.listen, super::LISTEN_DEFAULT),
         advertise = option("advertise", &chosen.advertise, "198.51.100.4:7810"),
         store = option("store", &chosen.store, "s3://pannier-west"),
+        registry = option("registry", &chosen.registry, "etcd://etcd1:2379,etcd2:2379,etcd3:2379"),
     )
 }

@@ -11,12 +11,12 @@ use pannier_engine::context::LocalConfig;
 use pannier_engine::directory::News;
 use pannier_engine::error::ErrorKind;
 use pannier_engine::host::{Host, Setup};
-use pannier_engine::port::{Peers as _, Registry};
+use pannier_engine::port::Peers as _;
 use pannier_exports::nbd;
 use pannier_stores::cluster::{Identity, JoinService};
 use pannier_stores::objects;
 use pannier_stores::peer::Transport;
-use pannier_stores::registry::{Embedded, Remote, Service};
+use pannier_stores::registry::{self, Place};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,11 @@ pub(crate) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure>
     let identity = Identity::load(&dir.join(IDENTITY))?;
     let listen = resolve(&config.listen)?;
     let transport = Transport::bind(listen, &identity)?;
-    let registry = registry(dir, config, &identity, &transport)?;
+    let place = registry_place(config, &identity)?;
+    if identity.holds_authority() {
+        transport.serve_join(JoinService::open(&identity, place.clone())?);
+    }
+    let registry = registry::open(&place, &identity, &transport, &dir.join(REGISTRY))?;
     let store = config.store.clone().unwrap_or_else(|| dir.join("store").display().to_string());
     let setup = Setup {
         dir: dir.to_owned(),
@@ -72,30 +76,26 @@ pub(crate) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure>
     };
     let host = Host::start(setup).await?;
     transport.serve_engine(host.clone());
-    let peer = (!identity.holds_registry()).then(|| identity.registry().address.clone());
-    let address = advertised(config.advertise.as_deref(), transport.address(), peer.as_deref())?;
+    let far = place.far_address(identity.host());
+    let address = advertised(config.advertise.as_deref(), transport.address(), far)?;
     let tasks = Mutex::new(vec![learn_peers(&host, &transport, config.peers.clone())]);
     Ok(Parts { host, transport, config: config.clone(), address, tasks })
 }
 
-fn registry(
-    dir: &Path,
-    config: &Config,
-    identity: &Identity,
-    transport: &Transport,
-) -> Result<Arc<dyn Registry>, Failure> {
-    if identity.holds_authority() {
-        transport.serve_join(JoinService::open(identity)?);
+/// Where the registry is: as this host was made, with what the configuration says of the way.
+fn registry_place(config: &Config, identity: &Identity) -> Result<Place, Failure> {
+    match (identity.registry().clone(), &config.registry) {
+        (Place::Etcd(_), Some(text)) => Ok(Place::Etcd(text.parse()?)),
+        (Place::Host { host, .. }, Some(_)) => Err(Failure::invalid(format!(
+            "pannier.toml names a registry in etcd, and this cluster's is in its host {host}, from \
+             where it does not move: remove the line `registry`"
+        ))),
+        (place @ Place::Etcd(_), None) => Ok(place),
+        (Place::Host { host, address }, None) => {
+            let address = config.peers.get(&host.to_string()).cloned().unwrap_or(address);
+            Ok(Place::Host { host, address })
+        }
     }
-    if identity.holds_registry() {
-        let registry: Arc<dyn Registry> = Arc::new(Embedded::open(dir.join(REGISTRY))?);
-        transport.serve_registry(Service::new(registry.clone()));
-        return Ok(registry);
-    }
-    let at = identity.registry();
-    let address = config.peers.get(&at.host.to_string()).unwrap_or(&at.address);
-    transport.learn(at.host, address);
-    Ok(Arc::new(Remote::new(transport.clone(), at.host)))
 }
 
 /// Tells the transport where peers are, now and whenever the directory hears news.

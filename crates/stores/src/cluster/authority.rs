@@ -4,7 +4,8 @@
 //! else in a certificate is looked at: the authority draws the id and writes the name.
 
 use super::files;
-use super::identity::{Identity, RegistryHost};
+use super::identity::Identity;
+use crate::registry::{EtcdUrl, Place};
 use pannier_core::ids::{HashKey, HostId};
 use pannier_engine::error::{Error, ErrorKind, Result};
 use rcgen::{
@@ -150,19 +151,21 @@ pub(super) fn draw_host() -> HostId {
     HostId(rand::random_range(1..=u64::MAX))
 }
 
-/// Makes a cluster: its authority and the identity of the first host, which holds the registry and
-/// is reached by its peers at `address`. The directory appears whole or not at all.
+/// Makes a cluster: its authority and the identity of the first host, which its peers reach at
+/// `address` and which holds the registry, unless that is in `etcd`. The directory appears whole or
+/// not at all.
 ///
 /// # Errors
 /// `Invalid` when `directory` has an identity already, `NoSpace`, `Unavailable`.
-pub fn init(directory: &Path, address: &str) -> Result<Identity> {
+pub fn init(directory: &Path, address: &str, etcd: Option<EtcdUrl>) -> Result<Identity> {
     refuse_existing(directory)?;
     let (authority, authority_key) = Authority::generate()?;
     let host = draw_host();
     let key = KeyPair::generate().map_err(bug)?;
     let certificate = authority.sign(host, &key, now()?, HOST_VALID)?;
     let hash_key = HashKey(rand::random());
-    let registry = RegistryHost { host, address: address.to_owned() };
+    let embedded = || Place::Host { host, address: address.to_owned() };
+    let registry = etcd.map_or_else(embedded, Place::Etcd);
 
     let fresh = directory.with_extension(format!("new-{:016x}", rand::random::<u64>()));
     let outcome = (|| {
@@ -172,7 +175,7 @@ pub fn init(directory: &Path, address: &str) -> Result<Identity> {
         files::write(&fresh, files::HOST_KEY, key.serialize_pem().as_bytes())?;
         files::write(&fresh, files::HOST_CERTIFICATE, certificate.as_bytes())?;
         files::write(&fresh, files::HASH_KEY, super::identity::hex(&hash_key.0).as_bytes())?;
-        files::write(&fresh, files::REGISTRY, registry.to_line().as_bytes())?;
+        files::write(&fresh, files::REGISTRY, registry.to_string().as_bytes())?;
         publish(&fresh, directory)
     })();
     if outcome.is_err() {

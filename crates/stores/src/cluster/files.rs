@@ -16,7 +16,7 @@ pub(super) const CA_KEY: &str = "ca.key";
 pub(super) const CA_CERTIFICATE: &str = "ca.crt";
 /// Key of all hashes, 64 hex digits.
 pub(super) const HASH_KEY: &str = "hash.key";
-/// Host id and address of the registry.
+/// Where the registry is.
 pub(super) const REGISTRY: &str = "registry";
 /// Directory of join tokens; on the first host only.
 pub(super) const TOKENS: &str = "tokens";
@@ -65,7 +65,7 @@ pub(super) fn read(directory: &Path, name: &str) -> Result<String> {
 }
 
 /// Reads a secret, which nobody but its owner may be able to read.
-pub(super) fn read_secret(directory: &Path, name: &str) -> Result<String> {
+pub(crate) fn read_secret(directory: &Path, name: &str) -> Result<String> {
     let path = directory.join(name);
     let mode = std::fs::metadata(&path)
         .map_err(|error| Error::io(format!("read {}", path.display()), error))?

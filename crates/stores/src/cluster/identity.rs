@@ -2,6 +2,7 @@
 
 use super::files;
 use super::parse_host_name;
+use crate::registry::Place;
 use pannier_core::ids::{HashKey, HostId};
 use pannier_engine::error::{Error, ErrorKind, Result};
 use rustls_pki_types::pem::PemObject;
@@ -9,26 +10,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use x509_parser::extensions::GeneralName;
-
-/// Where the cluster's registry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegistryHost {
-    /// The host that holds it.
-    pub host: HostId,
-    /// The address at which it was reached when this host joined.
-    pub address: String,
-}
-
-impl RegistryHost {
-    pub(super) fn to_line(&self) -> String {
-        format!("{} {}\n", self.host, self.address)
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (host, address) = text.trim().split_once(' ')?;
-        Some(Self { host: host.parse().ok()?, address: address.to_owned() })
-    }
-}
 
 /// This host's identity, from its identity directory.
 pub struct Identity {
@@ -38,7 +19,7 @@ pub struct Identity {
     certificate: CertificateDer<'static>,
     authority: CertificateDer<'static>,
     hash_key: HashKey,
-    registry: RegistryHost,
+    registry: Place,
 }
 
 impl fmt::Debug for Identity {
@@ -85,8 +66,9 @@ impl Identity {
         let hash_key = unhex(files::read_secret(directory, files::HASH_KEY)?.trim())
             .map(HashKey)
             .ok_or_else(|| damaged(files::HASH_KEY, &"it is not 64 hex digits"))?;
-        let registry = RegistryHost::parse(&files::read(directory, files::REGISTRY)?)
-            .ok_or_else(|| damaged(files::REGISTRY, &"it is not `<host id> <address>`"))?;
+        let registry = files::read(directory, files::REGISTRY)?
+            .parse()
+            .map_err(|error: Error| damaged(files::REGISTRY, &error))?;
         let directory = directory.to_path_buf();
         Ok(Self { directory, host, key, certificate, authority, hash_key, registry })
     }
@@ -103,16 +85,16 @@ impl Identity {
         self.hash_key
     }
 
-    /// Where the registry is.
+    /// What tells this cluster from others, for people and for the names of its things.
     #[must_use]
-    pub fn registry(&self) -> &RegistryHost {
-        &self.registry
+    pub fn cluster(&self) -> String {
+        hex(&self.fingerprint()[..8])
     }
 
-    /// Whether this host holds the cluster's registry.
+    /// Where the registry was when this host was made.
     #[must_use]
-    pub fn holds_registry(&self) -> bool {
-        self.registry.host == self.host
+    pub fn registry(&self) -> &Place {
+        &self.registry
     }
 
     /// Whether this host holds the authority's key, so that hosts can join by it.
@@ -125,15 +107,6 @@ impl Identity {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
-    }
-
-    /// Records another address for the registry's host.
-    ///
-    /// # Errors
-    /// `NoSpace`, `Unavailable`.
-    pub fn set_registry_address(&mut self, address: &str) -> Result<()> {
-        address.clone_into(&mut self.registry.address);
-        files::write(&self.directory, files::REGISTRY, self.registry.to_line().as_bytes())
     }
 
     pub(crate) fn key(&self) -> PrivateKeyDer<'static> {

@@ -7,9 +7,10 @@
 
 use super::authority::{Authority, draw_host, publish, refuse_existing};
 use super::files;
-use super::identity::{Identity, RegistryHost, hex};
+use super::identity::{Identity, hex};
 use super::token::{Token, TokenBook, TokenId};
 use crate::peer::ask_to_join;
+use crate::registry::Place;
 use pannier_core::ids::{HashKey, HostId};
 use pannier_engine::error::{Error, ErrorKind, Result};
 use rcgen::{CertificateParams, KeyPair};
@@ -32,8 +33,8 @@ struct JoinAnswer {
     certificate_pem: String,
     authority_pem: String,
     hash_key: HashKey,
-    registry_host: HostId,
-    registry_address: String,
+    /// A [`Place`] as text.
+    registry: String,
 }
 
 /// Lets hosts with a token into the cluster; on the host that holds the authority.
@@ -41,20 +42,22 @@ pub struct JoinService {
     authority: Authority,
     book: TokenBook,
     hash_key: HashKey,
-    registry: RegistryHost,
+    host: HostId,
+    registry: Place,
 }
 
 impl JoinService {
-    /// The join service of this host.
+    /// The join service of this host; who joins is told that the registry is at `registry`.
     ///
     /// # Errors
     /// `Invalid` when this host does not hold the authority, `Corrupt` when its key is damaged.
-    pub fn open(identity: &Identity) -> Result<Self> {
+    pub fn open(identity: &Identity, registry: Place) -> Result<Self> {
         Ok(Self {
             authority: Authority::load(identity.directory())?,
             book: TokenBook::open(identity)?,
             hash_key: identity.hash_key(),
-            registry: identity.registry().clone(),
+            host: identity.host(),
+            registry,
         })
     }
 
@@ -67,7 +70,7 @@ impl JoinService {
             )
         })?;
         // A bad request must not use the token up.
-        self.authority.sign_request(self.registry.host, &request.signing_request)?;
+        self.authority.sign_request(self.host, &request.signing_request)?;
         let asked = *blake3::hash(&request.signing_request).as_bytes();
         let host = self.book.redeem(&request.token, &request.secret, &asked, draw_host)?;
         let answer = JoinAnswer {
@@ -75,8 +78,7 @@ impl JoinService {
             certificate_pem: self.authority.sign_request(host, &request.signing_request)?,
             authority_pem: self.authority.certificate_pem().to_owned(),
             hash_key: self.hash_key,
-            registry_host: self.registry.host,
-            registry_address: self.registry.address.clone(),
+            registry: self.registry.to_string(),
         };
         tracing::info!(%host, token = hex(&request.token), "a host has joined");
         postcard::to_stdvec(&answer).map_err(|error| {
@@ -107,16 +109,11 @@ pub async fn join(directory: &Path, token: &Token) -> Result<Identity> {
         )
     })?;
     // The token's way to the first host is known to work from here.
-    let address = if answer.registry_host == token.host {
-        token.address.clone()
-    } else {
-        answer.registry_address
-    };
-    let registry = RegistryHost { host: answer.registry_host, address };
+    let registry = answer.registry.parse::<Place>()?.reached(token.host, &token.address);
     files::write(&joining, files::CA_CERTIFICATE, answer.authority_pem.as_bytes())?;
     files::write(&joining, files::HOST_CERTIFICATE, answer.certificate_pem.as_bytes())?;
     files::write(&joining, files::HASH_KEY, hex(&answer.hash_key.0).as_bytes())?;
-    files::write(&joining, files::REGISTRY, registry.to_line().as_bytes())?;
+    files::write(&joining, files::REGISTRY, registry.to_string().as_bytes())?;
     let identity = Identity::load(&joining)?;
     if identity.host() != answer.host || identity.fingerprint() != token.authority {
         return Err(Error::new(

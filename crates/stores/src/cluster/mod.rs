@@ -17,7 +17,8 @@ pub(crate) mod testing;
 mod tests;
 
 pub use authority::init;
-pub use identity::{Identity, RegistryHost};
+pub(crate) use files::read_secret;
+pub use identity::Identity;
 pub(crate) use identity::{certified_host, fingerprint};
 pub use join::{JoinService, join};
 pub use token::{Token, TokenBook};

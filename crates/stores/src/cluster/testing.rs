@@ -1,8 +1,9 @@
 //! Clusters without a network, for tests.
 
 use super::authority::Authority;
-use super::identity::{RegistryHost, hex};
+use super::identity::hex;
 use super::{Identity, files};
+use crate::registry::Place;
 use pannier_core::ids::{HashKey, HostId};
 use std::time::{Duration, SystemTime};
 
@@ -28,14 +29,14 @@ impl TestCluster {
         let home = self.directory.path().join(format!("{id}-{:x}", rand::random::<u64>()));
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = self.authority.sign(HostId(id), &key, from, valid).unwrap();
-        let registry = RegistryHost { host: HostId(1), address: "127.0.0.1:1".to_owned() };
+        let registry = Place::Host { host: HostId(1), address: "127.0.0.1:1".to_owned() };
         files::make_directory(&home).unwrap();
         for (name, text) in [
             (files::HOST_KEY, key.serialize_pem()),
             (files::HOST_CERTIFICATE, certificate),
             (files::CA_CERTIFICATE, self.authority.certificate_pem().to_owned()),
             (files::HASH_KEY, hex(&HashKey([7; 32]).0)),
-            (files::REGISTRY, registry.to_line()),
+            (files::REGISTRY, registry.to_string()),
         ] {
             files::write(&home, name, text.as_bytes()).unwrap();
         }

@@ -1,6 +1,7 @@
 use super::identity::hex;
 use super::*;
 use crate::peer::Transport;
+use crate::registry::Place;
 use pannier_core::ids::HostId;
 use pannier_engine::error::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -22,9 +23,10 @@ struct FirstHost {
 impl FirstHost {
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let identity = init(&directory.path().join("identity"), "127.0.0.1:1").unwrap();
+        let identity = init(&directory.path().join("identity"), "127.0.0.1:1", None).unwrap();
         let transport = Transport::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap();
-        transport.serve_join(JoinService::open(&identity).unwrap());
+        let service = JoinService::open(&identity, identity.registry().clone());
+        transport.serve_join(service.unwrap());
         let book = TokenBook::open(&identity).unwrap();
         Self { _directory: directory, identity, transport, book }
     }
@@ -39,10 +41,10 @@ fn init_makes_an_identity_that_only_its_owner_reads() {
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("identity");
     assert_eq!(Identity::load(&home).unwrap_err().kind(), ErrorKind::NotFound);
-    let identity = init(&home, "10.0.0.1:7000").unwrap();
+    let identity = init(&home, "10.0.0.1:7000", None).unwrap();
     assert_ne!(identity.host().0, 0);
-    assert!(identity.holds_authority() && identity.holds_registry());
-    assert_eq!(identity.registry().address, "10.0.0.1:7000");
+    assert!(identity.holds_authority());
+    assert_eq!(identity.registry(), &embedded(&identity, "10.0.0.1:7000"));
     assert_eq!(mode(&home), 0o700);
     for file in std::fs::read_dir(&home).unwrap() {
         assert_eq!(mode(&file.unwrap().path()), 0o600);
@@ -51,18 +53,19 @@ fn init_makes_an_identity_that_only_its_owner_reads() {
     assert_eq!(again.host(), identity.host());
     assert!(again.hash_key() == identity.hash_key());
     // A second init neither overwrites nor leaves anything.
-    assert_eq!(init(&home, "x:1").unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(init(&home, "x:1", None).unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
-    let mut moved = again;
-    moved.set_registry_address("10.0.0.2:7000").unwrap();
-    assert_eq!(Identity::load(&home).unwrap().registry().address, "10.0.0.2:7000");
+}
+
+fn embedded(on: &Identity, address: &str) -> Place {
+    Place::Host { host: on.host(), address: address.to_owned() }
 }
 
 #[test]
 fn a_damaged_or_open_identity_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("identity");
-    init(&home, "127.0.0.1:1").unwrap();
+    init(&home, "127.0.0.1:1", None).unwrap();
     let host_key = home.join("host.key");
     std::fs::set_permissions(&host_key, std::fs::Permissions::from_mode(0o640)).unwrap();
     let error = Identity::load(&home).unwrap_err();
@@ -92,7 +95,7 @@ fn a_damaged_or_open_identity_is_named() {
 #[test]
 fn tokens_survive_text_and_nothing_else_does() {
     let directory = tempfile::tempdir().unwrap();
-    let identity = init(&directory.path().join("identity"), "127.0.0.1:1").unwrap();
+    let identity = init(&directory.path().join("identity"), "127.0.0.1:1", None).unwrap();
     let token = TokenBook::open(&identity).unwrap().issue("host:7000", None).unwrap();
     let text = token.to_string();
     assert!(text.parse::<Token>().unwrap() == token);
@@ -119,9 +122,8 @@ async fn a_token_lets_one_host_in() {
     let joined = join(&home, &token).await.unwrap();
     assert_ne!(joined.host(), first.identity.host());
     assert!(joined.hash_key() == first.identity.hash_key());
-    assert_eq!(joined.registry().host, first.identity.host());
-    assert_eq!(joined.registry().address, token.address());
-    assert!(!joined.holds_authority() && !joined.holds_registry());
+    assert_eq!(joined.registry(), &embedded(&first.identity, token.address()));
+    assert!(!joined.holds_authority());
     assert_eq!(joined.fingerprint(), first.identity.fingerprint());
     // Nothing but the identity is there, and of the authority only its certificate.
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
@@ -132,7 +134,7 @@ async fn a_token_lets_one_host_in() {
     names.sort();
     assert_eq!(names, ["ca.crt", "hash.key", "host.crt", "host.key", "registry"]);
     assert_eq!(TokenBook::open(&joined).unwrap_err().kind(), ErrorKind::Invalid);
-    assert!(JoinService::open(&joined).is_err());
+    assert!(JoinService::open(&joined, joined.registry().clone()).is_err());
     // Joining over an identity is refused before anything is sent.
     assert_eq!(join(&home, &first.token()).await.unwrap_err().kind(), ErrorKind::Invalid);
 }
@@ -241,7 +243,7 @@ async fn nobody_there_is_said_so() {
 fn expired_records_are_swept() {
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("identity");
-    let identity = init(&home, "127.0.0.1:1").unwrap();
+    let identity = init(&home, "127.0.0.1:1", None).unwrap();
     let book = TokenBook::open(&identity).unwrap();
     let old = book.issue("a:1", None).unwrap();
     let live = book.issue("a:1", None).unwrap();

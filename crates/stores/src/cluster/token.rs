@@ -131,9 +131,8 @@ impl TokenBook {
                 ErrorKind::Invalid,
                 format!(
                     "{}: this host does not hold the cluster's authority; \
-                     make tokens on the host that `pannier init` made ({})",
-                    identity.directory().display(),
-                    identity.registry().address
+                     make tokens on the host that `pannier init` made",
+                    identity.directory().display()
                 ),
             ));
         }

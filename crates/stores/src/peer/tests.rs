@@ -138,7 +138,7 @@ async fn say(connection: &Connection, bytes: &[u8]) -> Result<Vec<u8>, String> {
 async fn without_a_certificate_there_is_nothing_but_joining() {
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("identity");
-    let first = crate::cluster::init(&home, "127.0.0.1:1").unwrap();
+    let first = crate::cluster::init(&home, "127.0.0.1:1", None).unwrap();
     let host = bind(&first);
     let service = Counting::echo();
     host.serve_engine(service.clone());

@@ -1,3 +1,4 @@
+use super::etcd::testing::{EtcdCluster, Rebased};
 use super::*;
 use crate::cluster::testing::TestCluster;
 use crate::limits::{KEY_BYTES_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX};
@@ -68,19 +69,34 @@ fn serve(registry: Embedded) -> Served {
     Served { _cluster: cluster, host, client, remote }
 }
 
-/// What every registry does; history of 4 revisions.
-async fn conformance(registry: &dyn Registry) {
+/// Asks for changes until there are some.
+async fn next_changes(registry: &dyn Registry, after: Revision) -> Changes {
+    let asked = Instant::now();
+    loop {
+        assert!(asked.elapsed() < Duration::from_secs(30), "no changes after {after:?}");
+        let changes = registry.changes(after).await.unwrap();
+        if changes.complete || !changes.entries.is_empty() {
+            return changes;
+        }
+    }
+}
+
+/// What every registry does. `forget` leaves it a history of 4 revisions.
+async fn conformance<F: Future<Output = ()>>(
+    registry: &dyn Registry,
+    forget: impl Fn(Revision) -> F,
+) {
     // Nothing there.
     assert_eq!(registry.get("a").await.unwrap(), None);
     assert_eq!(registry.list("").await.unwrap(), (Vec::new(), Revision(0)));
-    let asked = Instant::now();
-    assert_eq!(said(&registry.changes(Revision(0)).await.unwrap()), "|0");
-    assert!(asked.elapsed() >= WAIT);
 
     // Compare and swap.
     let first = when(&[("a/1", 0)], vec![put("a/1", "x"), put("a/2", "y")]);
     assert_eq!(done(registry.commit(first.clone()).await.unwrap()), 1);
     assert_eq!(registry.commit(first).await.unwrap(), Commit::Conflict);
+    let asked = Instant::now();
+    assert_eq!(said(&registry.changes(Revision(1)).await.unwrap()), "|1");
+    assert!(asked.elapsed() >= WAIT);
     let value = registry.get("a/1").await.unwrap().unwrap();
     assert_eq!((value.revision, &value.value[..]), (Revision(1), &b"x"[..]));
     let half = when(&[("a/1", 1), ("a/2", 7)], vec![put("a/1", "no")]);
@@ -93,7 +109,7 @@ async fn conformance(registry: &dyn Registry) {
     assert_eq!(registry.commit(when(&[("b", 1)], vec![])).await.unwrap(), Commit::Conflict);
 
     // Delete and make anew: the revision does not come again.
-    let gone = when(&[("a/2", 1)], vec![delete("a/2"), delete("never")]);
+    let gone = when(&[("a/2", 1)], vec![delete("a/2")]);
     assert_eq!(done(registry.commit(gone).await.unwrap()), 3);
     assert_eq!(registry.get("a/2").await.unwrap(), None);
     assert_eq!(done(registry.commit(when(&[("a/2", 0)], vec![put("a/2", "n")])).await.unwrap()), 4);
@@ -107,25 +123,22 @@ async fn conformance(registry: &dyn Registry) {
     assert_eq!(registry.list("c").await.unwrap().0.len(), 0);
 
     // Changes are the newest values since, deletions too.
+    assert_eq!(done(registry.commit(when(&[], vec![delete("b")])).await.unwrap()), 5);
+    assert_eq!(done(registry.commit(when(&[], vec![put("c", "w")])).await.unwrap()), 6);
+    forget(Revision(2)).await;
     for (after, expect) in [
-        (3, "a/2=n@4 |4"),
-        (2, "a/2=n@4 never- |4"),
-        (1, "a/1=@2 a/2=n@4 b=z@2 never- |4"),
-        (0, "a/1=@2 a/2=n@4 b=z@2 never- |4"),
-        (99, "a/1=@2 a/2=n@4 b=z@2 |4 complete"),
+        (5, "c=w@6 |6"),
+        (4, "b- c=w@6 |6"),
+        (3, "a/2=n@4 b- c=w@6 |6"),
+        (2, "a/2=n@4 b- c=w@6 |6"),
+        // That history is gone, or has never been.
+        (1, "a/1=@2 a/2=n@4 c=w@6 |6 complete"),
+        (0, "a/1=@2 a/2=n@4 c=w@6 |6 complete"),
+        (99, "a/1=@2 a/2=n@4 c=w@6 |6 complete"),
     ] {
-        assert_eq!(said(&registry.changes(Revision(after)).await.unwrap()), expect, "{after}");
+        let changes = next_changes(registry, Revision(after)).await;
+        assert_eq!(said(&changes), expect, "{after}");
     }
-    assert_eq!(done(registry.commit(when(&[], vec![put("b", "q")])).await.unwrap()), 5);
-    // The oldest revision's history is gone now.
-    assert_eq!(
-        said(&registry.changes(Revision(0)).await.unwrap()),
-        "a/1=@2 a/2=n@4 b=q@5 |5 complete"
-    );
-    assert_eq!(
-        said(&registry.changes(Revision(1)).await.unwrap()),
-        "a/1=@2 a/2=n@4 b=q@5 never- |5"
-    );
 
     bounds(registry).await;
     waiting(registry).await;
@@ -151,39 +164,80 @@ async fn bounds(registry: &dyn Registry) {
         let error = registry.commit(transaction).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{what}: {error}");
     }
-    assert_eq!(registry.list("").await.unwrap().1, Revision(5));
-    assert_eq!(done(registry.commit(when(&[], many(TRANSACTION_KEYS_MAX))).await.unwrap()), 6);
+    assert_eq!(registry.list("").await.unwrap().1, Revision(6));
+    assert_eq!(done(registry.commit(when(&[], many(TRANSACTION_KEYS_MAX))).await.unwrap()), 7);
     let all = many(TRANSACTION_KEYS_MAX).into_iter().map(|change| delete(&change.key)).collect();
-    assert_eq!(done(registry.commit(when(&[], all)).await.unwrap()), 7);
-    assert_eq!(done(registry.commit(when(&[], vec![big(VALUE_BYTES_MAX)])).await.unwrap()), 8);
+    assert_eq!(done(registry.commit(when(&[], all)).await.unwrap()), 8);
+    assert_eq!(done(registry.commit(when(&[], vec![big(VALUE_BYTES_MAX)])).await.unwrap()), 9);
     assert_eq!(registry.get("big").await.unwrap().unwrap().value.len(), VALUE_BYTES_MAX);
 }
 
 /// A question for changes is answered when there is one, to everybody who asks.
 async fn waiting(registry: &dyn Registry) {
-    let ask = || registry.changes(Revision(8));
+    let ask = || next_changes(registry, Revision(9));
     let commit = async {
         tokio::time::sleep(WAIT / 3).await;
         registry.commit(when(&[], vec![put("w", "1")])).await
     };
-    let asked = Instant::now();
     let (one, two, committed) = tokio::join!(ask(), ask(), commit);
-    assert_eq!(done(committed.unwrap()), 9);
-    assert_eq!(said(&one.unwrap()), "w=1@9 |9");
-    assert_eq!(said(&two.unwrap()), "w=1@9 |9");
-    assert!(asked.elapsed() < WAIT, "{:?}", asked.elapsed());
+    assert_eq!(done(committed.unwrap()), 10);
+    assert_eq!(said(&one), "w=1@10 |10");
+    assert_eq!(said(&two), "w=1@10 |10");
 }
+
+/// Its history is short by itself.
+async fn forgets(_before: Revision) {}
 
 #[tokio::test]
 async fn the_embedded_registry_conforms() {
     let directory = tempfile::tempdir().unwrap();
-    conformance(&open(&directory, 4)).await;
+    conformance(&open(&directory, 4), forgets).await;
 }
 
 #[tokio::test]
 async fn the_remote_registry_conforms() {
     let directory = tempfile::tempdir().unwrap();
-    conformance(&serve(open(&directory, 4)).remote).await;
+    conformance(&serve(open(&directory, 4)).remote, forgets).await;
+}
+
+#[tokio::test]
+async fn etcd_conforms() {
+    let etcd = EtcdCluster::start(1);
+    let registry = Rebased::new(etcd::testing::open(&etcd, "c", WAIT)).await;
+    let forget = |through: Revision| {
+        // What is compacted is gone, but for the last change of what is there.
+        etcd::testing::compact(&registry.registry, Revision(through.0 + registry.base + 1))
+    };
+    conformance(&registry, forget).await;
+}
+
+/// Eight tasks add up a number by swaps, through two ways to one registry.
+async fn swaps_lose_nothing(registries: [Arc<dyn Registry>; 2]) {
+    let adders = (0..8).map(|at| {
+        let registry = Arc::clone(&registries[at % 2]);
+        tokio::spawn(async move {
+            let mut won = Vec::new();
+            while won.len() < 10 {
+                let old = registry.get("n").await.unwrap();
+                let at = old.as_ref().map_or(0, |old| old.revision.0);
+                let number: u64 =
+                    old.map_or(0, |old| String::from_utf8_lossy(&old.value).parse().unwrap());
+                let add = when(&[("n", at)], vec![put("n", &(number + 1).to_string())]);
+                if let Commit::Done(revision) = registry.commit(add).await.unwrap() {
+                    won.push(revision.0);
+                }
+            }
+            won
+        })
+    });
+    let mut won = Vec::new();
+    for adder in adders.collect::<Vec<_>>() {
+        won.extend(adder.await.unwrap());
+    }
+    won.sort_unstable();
+    assert_eq!(won, (1..=80).collect::<Vec<_>>(), "one wins per revision");
+    let end = registries[0].get("n").await.unwrap().unwrap();
+    assert_eq!((&end.value[..], end.revision), (&b"80"[..], Revision(80)));
 }
 
 #[tokio::test]
@@ -191,28 +245,15 @@ async fn concurrent_swaps_lose_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let embedded = open(&directory, 1000);
     let served = serve(embedded.clone());
-    let registries: [Arc<dyn Registry>; 2] = [Arc::new(embedded), Arc::new(served.remote.clone())];
-    let adders = (0..8).map(|at| {
-        let registry = Arc::clone(&registries[at % 2]);
-        tokio::spawn(async move {
-            let mut added = 0;
-            while added < 10 {
-                let old = registry.get("n").await.unwrap();
-                let at = old.as_ref().map_or(0, |old| old.revision.0);
-                let number: u64 =
-                    old.map_or(0, |old| String::from_utf8_lossy(&old.value).parse().unwrap());
-                let add = when(&[("n", at)], vec![put("n", &(number + 1).to_string())]);
-                if registry.commit(add).await.unwrap() != Commit::Conflict {
-                    added += 1;
-                }
-            }
-        })
-    });
-    for adder in adders.collect::<Vec<_>>() {
-        adder.await.unwrap();
-    }
-    let end = registries[0].get("n").await.unwrap().unwrap();
-    assert_eq!((&end.value[..], end.revision), (&b"80"[..], Revision(80)));
+    swaps_lose_nothing([Arc::new(embedded), Arc::new(served.remote.clone())]).await;
+}
+
+#[tokio::test]
+async fn concurrent_swaps_in_etcd_lose_nothing() {
+    let etcd = EtcdCluster::start(3);
+    let one = Rebased::new(etcd::testing::open(&etcd, "c", WAIT)).await;
+    let two = Rebased::new(etcd::testing::open(&etcd, "c", WAIT)).await;
+    swaps_lose_nothing([Arc::new(one), Arc::new(two)]).await;
 }
 
 #[tokio::test]
