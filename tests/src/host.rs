@@ -91,6 +91,11 @@ impl Host {
         self.born(&["init"], advertised);
     }
 
+    /// The same, with the cluster's registry in etcd.
+    pub fn init_on(&self, registry: &str, advertised: Option<SocketAddr>) {
+        self.born(&["init", "--registry", registry], advertised);
+    }
+
     /// Makes it a host of a cluster.
     pub fn join(&self, token: &str, advertised: Option<SocketAddr>) {
         self.born(&["join", "--token", token], advertised);

@@ -53,7 +53,7 @@ pub fn scratch() -> TempDir {
 
 /// Site `west` with host `a`, which made the cluster, and site `east` with host `b`.
 pub struct Pair {
-    /// In `west`; has the registry.
+    /// In `west`; has the registry, unless that is in etcd.
     pub a: Host,
     /// In `east`.
     pub b: Host,
@@ -72,6 +72,23 @@ impl Pair {
     /// When something does not start.
     #[must_use]
     pub fn start(rtt: Duration, rate_bits: Option<u64>) -> Self {
+        Self::start_with(rtt, rate_bits, Host::init)
+    }
+
+    /// The same, with the cluster's registry in etcd.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[must_use]
+    pub fn start_on(registry: &str, rtt: Duration, rate_bits: Option<u64>) -> Self {
+        Self::start_with(rtt, rate_bits, |host, advertised| host.init_on(registry, advertised))
+    }
+
+    fn start_with(
+        rtt: Duration,
+        rate_bits: Option<u64>,
+        init: impl Fn(&Host, Option<SocketAddr>),
+    ) -> Self {
         let base = scratch();
         let config = LinkConfig { delay: rtt / 2, rate_bits, ..LinkConfig::default() };
         let wan = Wan::new(config).expect("the links start");
@@ -81,7 +98,7 @@ impl Pair {
         let mut b = Host::unborn(base.path(), "b", "east");
         let to_b = wan.relay_to_second(any, b.address).expect("a relay to b");
         let to_a = wan.relay_to_first(any, a.address).expect("a relay to a");
-        a.init(Some(to_a.address()));
+        init(&a, Some(to_a.address()));
         a.start();
         b.join(&a.token(), Some(to_b.address()));
         b.start();
