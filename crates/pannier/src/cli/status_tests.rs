@@ -72,6 +72,20 @@ fn a_move_is_told_in_one_line() {
 }
 
 #[test]
+fn a_host_that_does_not_answer_may_be_alive() {
+    for (alive, said) in [
+        (None, "does not answer"),
+        (Some(true), "does not answer; alive, says the registry"),
+        (Some(false), "does not answer; not alive"),
+    ] {
+        let mut status = example();
+        let away = Host { name: "w2".into(), reachable: false, alive, ..status.hosts[0].clone() };
+        status.hosts.push(away);
+        assert!(cluster(&status).contains(&format!("192.0.2.1:7810  {said}\n")), "{alive:?}");
+    }
+}
+
+#[test]
 fn one_volume_is_told_whole() {
     let mut shown = example().volumes.remove(0);
     let text = volume(&shown);

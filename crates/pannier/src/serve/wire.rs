@@ -285,6 +285,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_registry_is_reached_otherwise_and_never_becomes_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let etcd = "etcd://one:2379".parse().unwrap();
+        let init = |name: &str, etcd| {
+            pannier_stores::cluster::init(&dir.path().join(name), "127.0.0.1:1", etcd).unwrap()
+        };
+        let (embedded, etcd) = (init("embedded", None), init("etcd", Some(etcd)));
+        let with = |registry: Option<&str>| Config {
+            registry: registry.map(ToOwned::to_owned),
+            ..Config::default()
+        };
+        let place = |registry, identity| registry_place(&with(registry), identity);
+        assert_eq!(&place(None, &embedded).unwrap(), embedded.registry());
+        assert_eq!(&place(None, &etcd).unwrap(), etcd.registry());
+        let other = place(Some("etcd://two:2379"), &etcd).unwrap();
+        assert_eq!(other.to_string(), "etcd://two:2379");
+        let refused = place(Some("etcd://two:2379"), &embedded).unwrap_err();
+        assert!(refused.0.message.contains("does not move"), "{refused:?}");
+        assert!(place(Some("two:2379"), &etcd).unwrap_err().0.message.contains("etcd://"));
+    }
+
+    #[test]
     fn names_that_are_taken_get_a_number() {
         let taken = ["a", "a-2"];
         assert_eq!(free_name("a", |name| !taken.contains(&name)), "a-3");
