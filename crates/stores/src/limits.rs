@@ -140,6 +140,10 @@ pub const ETCD_CONNECT: Duration = Duration::from_secs(2);
 /// Time for one request to one member of etcd: a few syncs of a slow disk.
 pub const ETCD_TRY: Duration = Duration::from_secs(3);
 
+/// Time for one transaction at one member of etcd. It is not sent again, so nothing is won by less
+/// than etcd's own patience, which with its defaults is 7 s.
+pub const ETCD_COMMIT: Duration = Duration::from_secs(8);
+
 /// How long etcd's members are asked in turn before the registry is `Unavailable`: with etcd's
 /// defaults an election is over after two seconds.
 pub const ETCD_PATIENCE: Duration = Duration::from_secs(5);

@@ -5,11 +5,12 @@
 
 use super::api::Client;
 use super::url::EtcdUrl;
-use crate::limits::{ETCD_CONNECT, ETCD_PATIENCE, ETCD_PAUSE, ETCD_PING, ETCD_TRY};
+use crate::limits::{ETCD_COMMIT, ETCD_CONNECT, ETCD_PATIENCE, ETCD_PAUSE, ETCD_PING, ETCD_TRY};
 use pannier_engine::error::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
@@ -78,12 +79,13 @@ impl Members {
         T: Send,
     {
         let give_up = Instant::now() + ETCD_PATIENCE;
+        let within = if repeat == Repeat::Freely { ETCD_TRY } else { ETCD_COMMIT };
         let mut causes = vec![String::new(); self.members.len()];
         loop {
             let first = self.first.load(Ordering::Relaxed);
             for turn in 0..self.members.len() {
                 let at = (first + turn) % self.members.len();
-                let failed = match self.ask_one(&self.members[at], &ask).await {
+                let failed = match self.ask_one(&self.members[at], within, &ask).await {
                     Ok(answer) => {
                         self.first.store(at, Ordering::Relaxed);
                         return Ok(answer);
@@ -115,7 +117,12 @@ impl Members {
         self.first.load(Ordering::Relaxed)
     }
 
-    async fn ask_one<T, F, Fut>(&self, member: &Member, ask: &F) -> Result<T, Failed>
+    async fn ask_one<T, F, Fut>(
+        &self,
+        member: &Member,
+        within: Duration,
+        ask: &F,
+    ) -> Result<T, Failed>
     where
         F: Fn(Client) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, Status>> + Send,
@@ -129,8 +136,8 @@ impl Members {
             };
             ask(client).await.map_err(|status| Failed::new(&status))
         };
-        let outcome = timeout(ETCD_TRY, attempt).await.unwrap_or_else(|_elapsed| {
-            let cause = format!("no answer within {} s", ETCD_TRY.as_secs());
+        let outcome = timeout(within, attempt).await.unwrap_or_else(|_elapsed| {
+            let cause = format!("no answer within {} s", within.as_secs());
             Err(Failed { cause, unsent: false, refused: false })
         });
         if outcome.is_err() {
