@@ -369,8 +369,11 @@ impl Drop for Host {
     }
 }
 
-/// Sends a signal to one process.
-fn signal(pid: u32, signal: libc::c_int) {
+/// Sends a signal to one process, a child that was not waited for yet.
+///
+/// # Panics
+/// When it cannot be sent.
+pub fn signal(pid: u32, signal: libc::c_int) {
     let pid = libc::pid_t::try_from(pid).expect("a process id");
     // SAFETY: kill has no memory effects; the process is our child and not yet waited for, so the
     // id is its own.

@@ -6,6 +6,7 @@
 mod bad_input;
 mod both_hosts;
 mod broken_links;
+mod demo;
 mod etcd;
 mod harness;
 mod kill;

@@ -51,13 +51,16 @@ pub(crate) async fn run(args: Args, printer: &Printer) -> Result<(), Failure> {
         .prefix("pannier-demo-")
         .tempdir()
         .map_err(|error| Failure::io("cannot make a directory for the demo", error))?;
-    let mut terminated = signal(SignalKind::terminate())
-        .map_err(|error| Failure::io("cannot listen for signals", error))?;
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error));
+    let mut terminated = listen(SignalKind::terminate())?;
+    let mut hung_up = listen(SignalKind::hangup())?;
     let interrupted = || Failure::new(ErrorKind::Closed, "the demo was interrupted and is removed");
     let outcome = tokio::select! {
         outcome = Box::pin(run::show(&args, link, root.path(), printer)) => outcome,
         _ = tokio::signal::ctrl_c() => Err(interrupted()),
         _ = terminated.recv() => Err(interrupted()),
+        _ = hung_up.recv() => Err(interrupted()),
     };
     let removed = root.close();
     let figures = outcome?;

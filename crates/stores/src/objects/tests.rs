@@ -185,3 +185,13 @@ async fn on_a_small_disk() {
     objects.put("a/fits", Bytes::from(vec![3; 100_000])).await.unwrap();
     assert_eq!(objects.get("a/fits").await.unwrap().len(), 100_000);
 }
+
+#[tokio::test]
+async fn a_store_over_tls_that_is_away_is_unavailable() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/bucket?timeout=1s", listener.local_addr().unwrap());
+    drop(listener);
+    let objects = UrlObjects::open(&url.parse().unwrap()).unwrap();
+    let got = tokio::time::timeout(std::time::Duration::from_secs(60), objects.get("a/b")).await;
+    assert_eq!(got.expect("within a minute").unwrap_err().kind(), ErrorKind::Unavailable);
+}

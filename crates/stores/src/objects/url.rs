@@ -37,6 +37,8 @@ impl UrlObjects {
         let name = format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or(""), url.path());
         let environment = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        // The first of the process stays; whoever it was, it is this one.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let (store, prefix) = object_store::parse_url_opts(url, environment).map_err(|error| {
             Error::new(
                 ErrorKind::Invalid,
