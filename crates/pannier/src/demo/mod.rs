@@ -53,12 +53,14 @@ pub(crate) async fn run(args: Args, printer: &Printer) -> Result<(), Failure> {
         .map_err(|error| Failure::io("cannot make a directory for the demo", error))?;
     let listen =
         |kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error));
+    // Before anything starts: a signal that nobody listens to would end the demo without it.
+    let mut interrupted_by_key = listen(SignalKind::interrupt())?;
     let mut terminated = listen(SignalKind::terminate())?;
     let mut hung_up = listen(SignalKind::hangup())?;
     let interrupted = || Failure::new(ErrorKind::Closed, "the demo was interrupted and is removed");
     let outcome = tokio::select! {
         outcome = Box::pin(run::show(&args, link, root.path(), printer)) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(interrupted()),
+        _ = interrupted_by_key.recv() => Err(interrupted()),
         _ = terminated.recv() => Err(interrupted()),
         _ = hung_up.recv() => Err(interrupted()),
     };
