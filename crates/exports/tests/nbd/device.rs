@@ -27,6 +27,8 @@ pub(crate) struct Disk {
     content: Mutex<Content>,
     calls: AtomicU64,
     pub(crate) flushes: AtomicU64,
+    /// Reads that were begun and not done inline.
+    pub(crate) reads: AtomicU64,
     pub(crate) handles: AtomicUsize,
 }
 
@@ -50,6 +52,7 @@ impl Disk {
             }),
             calls: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
             handles: AtomicUsize::new(0),
         }
     }
@@ -152,6 +155,7 @@ impl BlockDevice for Handle {
     }
 
     async fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.0.reads.fetch_add(1, Ordering::SeqCst);
         self.0.wait().await?;
         into.copy_from_slice(&self.0.content().bytes[offset as usize..][..into.len()]);
         Ok(())

@@ -6,9 +6,11 @@ use pannier_engine::error::ErrorKind;
 use pannier_exports::nbd::client::Client;
 use pannier_exports::nbd::codec::handshake::{InfoRequest, encode_option, option};
 use pannier_exports::nbd::codec::transmission::{Command, Cookie, Request};
+use pannier_exports::nbd::limits::UNREAD_TIME_MAX;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
@@ -292,6 +294,35 @@ fn a_client_that_does_not_read_is_held_back() {
         });
         rig.settle();
     }
+}
+
+#[test]
+fn clients_that_read_nothing_keep_nobody_waiting() {
+    let rig = rig(Inline::Never);
+    let read =
+        Request { flags: 0, command: Command::Read, cookie: Cookie(1), offset: 0, length: 1 << 20 };
+    let mut idle = Vec::new();
+    with_old_client(&rig, "disk", |served| {
+        for _ in 0..50 {
+            with_old_client(&rig, "disk", |client| {
+                client.0.write_all(&read.encode().repeat(64)).unwrap();
+                idle.push(client.0.try_clone().unwrap());
+            });
+        }
+        // All of the memory for queued requests is taken once that many were begun.
+        while rig.disks[0].reads.load(Ordering::SeqCst) < 512 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let begun = Instant::now();
+        for round in 0..8 {
+            served.write(0, &[round; 4096], false);
+            assert_eq!(served.read(0, 4096), Ok(vec![round; 4096]));
+        }
+        let took = begun.elapsed();
+        assert!(took < UNREAD_TIME_MAX / 10, "the others held it up for {took:?}");
+    });
+    drop(idle);
+    rig.settle();
 }
 
 #[test]
