@@ -114,6 +114,8 @@ pub struct Place {
     pub connections: u32,
     /// Whether the attachment here holds the write right.
     pub holds_write_right: bool,
+    /// What keeps the host from doing its part, with the way out.
+    pub obstacle: Option<String>,
 }
 
 /// What a site's store holds of a volume.

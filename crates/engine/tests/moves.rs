@@ -6,6 +6,7 @@ mod support;
 
 use bytes::Bytes;
 use pannier_core::ids::{HostId, RequestNumber, SessionId, VolumeId};
+use pannier_core::record::VolumePath;
 use pannier_engine::attachment::Connection;
 use pannier_engine::context::LocalConfig;
 use pannier_engine::error::ErrorKind;
@@ -357,6 +358,47 @@ async fn a_host_that_cannot_recover_its_copy_does_not_say_that_it_has_none() {
     std::fs::write(volumes.join(volume.to_string()).join("checkpoint"), b"rot").unwrap();
     let a = cluster.start(1, "west").await;
     assert_eq!(ask(&a).await, ErrorKind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_volume_whose_files_are_gone_says_so_and_holds_nobody_up() {
+    for gone in ["checkpoint", "state", ""] {
+        let cluster = Cluster::new();
+        let a = cluster.start(1, "west").await;
+        create(&a, 16 * MIB).await;
+        fill(&open(&a).await, 1).await;
+        let other = NewVolume {
+            path: VolumePath::parse("/other").unwrap(),
+            size_bytes: 16 * MIB,
+            shared: false,
+        };
+        a.create_volume(other).await.unwrap();
+        let volume = a.directory().volume_at(&path()).unwrap().record.id;
+        cluster.stop(a).await;
+        let dir = cluster.host_dir(1).join("volumes").join(volume.to_string());
+        let (from, aside) = (dir.join(gone), cluster.host_dir(1).join("aside"));
+        std::fs::rename(&from, &aside).unwrap();
+        let started = Instant::now();
+        let a = cluster.start(1, "west").await;
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(5), "`{gone}`: the start took {took:?}");
+        fill(&a.open("/other").await.unwrap(), 1).await;
+        let status = a.status(Some(&path())).await.unwrap();
+        let obstacle = status.volumes[0].places[0].obstacle.clone().unwrap();
+        assert!(obstacle.contains("pannier takeover /vms/web/disk0 --fenced h1"), "{obstacle}");
+        let a = if gone == "checkpoint" {
+            std::fs::rename(&aside, &from).unwrap();
+            a
+        } else {
+            cluster.stop(a).await;
+            std::fs::rename(&aside, &from).unwrap();
+            cluster.start(1, "west").await
+        };
+        check(&open(&a).await, 1, |_| 0).await;
+        let status = a.status(Some(&path())).await.unwrap();
+        assert_eq!(status.volumes[0].places[0].obstacle, None);
+        cluster.stop(a).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

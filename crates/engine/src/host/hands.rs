@@ -31,8 +31,8 @@ const CHECKPOINT_FILE: &str = "checkpoint";
 /// that the switch itself has sealed.
 const TAIL_BYTES_MAX: usize = PAYLOAD_BYTES_MAX / 2;
 
-/// A volume's local side: recovered once, by whoever needs it first. `None`: nothing of it is here.
-type Slot = Arc<OnceCell<Option<Arc<Volume>>>>;
+/// A volume's local side: recovered once, by whoever needs it first.
+type Slot = Arc<OnceCell<Arc<Volume>>>;
 
 /// The local sides of a host's volumes.
 pub(super) struct Locals {
@@ -83,34 +83,33 @@ impl Locals {
     /// `Corrupt`, `Unavailable`; it is tried again at the next call.
     pub(super) async fn local(&self, volume: VolumeId) -> Result<Option<Arc<Volume>>> {
         let slot = self.slot(volume);
-        let recover = async || {
-            if !self.context.volume_dir(volume).join(CHECKPOINT_FILE).exists() {
-                return Ok(None);
-            }
-            Volume::recover(&self.context, volume).await.map(Some)
-        };
-        slot.get_or_try_init(recover).await.cloned()
+        // What is not here may yet be brought, by a move or by a person.
+        if !slot.initialized() && !self.context.volume_dir(volume).join(CHECKPOINT_FILE).exists() {
+            return Ok(None);
+        }
+        let recover = || Volume::recover(&self.context, volume);
+        slot.get_or_try_init(recover).await.cloned().map(Some)
     }
 
     /// The volume's local side, if it was recovered.
     pub(super) fn known(&self, volume: VolumeId) -> Option<Arc<Volume>> {
-        self.slots.lock().get(&volume)?.get()?.clone()
+        self.slots.lock().get(&volume)?.get().cloned()
     }
 
     /// All local sides.
     pub(super) fn all(&self) -> Vec<Arc<Volume>> {
-        self.slots.lock().values().filter_map(|slot| slot.get()?.clone()).collect()
+        self.slots.lock().values().filter_map(|slot| slot.get().cloned()).collect()
     }
 
     /// Takes note of a local side.
     pub(super) fn put(&self, volume: Arc<Volume>) {
-        let slot = OnceCell::new_with(Some(Some(volume.clone())));
+        let slot = OnceCell::new_with(Some(volume.clone()));
         self.slots.lock().insert(volume.id(), Arc::new(slot));
     }
 
     /// Forgets a local side and returns it.
     pub(super) fn take(&self, volume: VolumeId) -> Option<Arc<Volume>> {
-        self.slots.lock().remove(&volume)?.get()?.clone()
+        self.slots.lock().remove(&volume)?.get().cloned()
     }
 
     /// The sealed log behind what `to` has asked for last, if it is small enough to go with GRANT.
@@ -145,7 +144,9 @@ impl Locals {
 
     async fn here(&self, volume: VolumeId) -> Result<Arc<Volume>> {
         self.local(volume).await?.ok_or_else(|| {
-            let context = format!("nothing of volume {volume} is on this host");
+            let context = format!(
+                "nothing of volume {volume} is on this host: its directory has no `checkpoint`"
+            );
             Error::new(ErrorKind::NotFound, context)
         })
     }

@@ -97,7 +97,8 @@ impl Host {
             Part::Waiting | Part::Granted => Role::Switching,
             Part::None | Part::Fenced => Role::None,
         };
-        if local.is_none() && connections == 0 && role == Role::None {
+        let nothing = local.is_none() && connections == 0 && view.obstacle.is_none();
+        if nothing && role == Role::None {
             return None;
         }
         let stats = local.map(|local| local.stats()).unwrap_or_default();
@@ -113,6 +114,7 @@ impl Host {
                 .saturating_sub(stats.resident_bytes.max(stats.stored_bytes)),
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
             holds_write_right: view.part == Part::Owner && view.right.holder == Some(self.id),
+            obstacle: view.obstacle.clone(),
         };
         Some((place, view))
     }

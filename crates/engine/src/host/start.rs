@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use pannier_core::ids::VolumeId;
 use pannier_core::volume::ownership::Role;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
@@ -98,7 +98,10 @@ impl Host {
 
     async fn recover_all(self: Arc<Self>, done: watch::Sender<bool>) {
         let started = std::time::Instant::now();
-        let volumes = self.volumes_here();
+        let mut volumes: BTreeSet<_> = self.volumes_here().into_iter().collect();
+        // What should be here and is not is told of.
+        let own = self.directory.volumes().into_iter().filter(|it| it.record.owner == self.id);
+        volumes.extend(own.map(|found| found.record.id));
         let count = volumes.len();
         let recover = volumes.into_iter().map(|volume| {
             let host = &self;
@@ -163,7 +166,7 @@ impl Host {
             return;
         }
         let Some(mut view) = self.owners.watch(volume) else { return };
-        let settled = view.wait_for(|view| !matches!(view.part, Part::Waiting));
+        let settled = view.wait_for(|view| view.part != Part::Waiting || view.obstacle.is_some());
         // After a reboot the registry has to confirm the ownership first, and it may be away.
         drop(tokio::time::timeout(super::volumes::SETTLE_MAX, settled).await);
     }

@@ -91,7 +91,7 @@ impl Host {
     /// of.
     pub(super) async fn await_owner(&self, volume: VolumeId) {
         let Some(mut view) = self.owners.watch(volume) else { return };
-        let settled = view.wait_for(|view| view.part == Part::Owner);
+        let settled = view.wait_for(|view| view.part == Part::Owner || view.obstacle.is_some());
         if tokio::time::timeout(SETTLE_MAX, settled).await.is_err() {
             tracing::info!(%volume, "this host owns the volume and does not append to it yet");
         }

@@ -44,6 +44,8 @@ pub(super) enum Ended {
     Registry { found: Option<Box<Registered<VolumeRecord>>>, end: Event },
     /// A GRANT was sent, or failed to be.
     GrantSent,
+    /// The volume cannot be started.
+    NotStarted(Error),
     /// Nothing to tell.
     Quiet,
 }
@@ -75,6 +77,8 @@ pub(super) struct Driver {
     /// Tasks that catch up, aborted ones until they have ended.
     pub(super) catching_runs: TaskTracker,
     pub(super) asking_switch: Option<AbortHandle>,
+    /// Why the last start failed.
+    start_failure: Option<Error>,
     commands: Vec<(Asked, Reply<Outcome>)>,
     openers: Vec<(HostId, SessionId, Reply<()>)>,
     writers: Vec<(HostId, Reply<()>)>,
@@ -137,6 +141,7 @@ impl Driver {
             catching: None,
             catching_runs: TaskTracker::new(),
             asking_switch: None,
+            start_failure: None,
             commands: Vec::new(),
             openers: Vec::new(),
             writers: Vec::new(),
@@ -246,6 +251,11 @@ impl Driver {
                 self.handle(end);
             }
             Ended::GrantSent => self.sending_grant = false,
+            Ended::NotStarted(error) => {
+                tracing::debug!(volume = %self.tools.volume, %error, "not started");
+                self.start_failure = Some(error);
+                self.handle(Event::Failed);
+            }
             Ended::Quiet => {}
         }
     }
@@ -253,18 +263,56 @@ impl Driver {
     fn handle(&mut self, event: Event) {
         let now = self.now();
         tracing::trace!(volume = %self.tools.volume, ?event, "ownership event");
+        if matches!(event, Event::Started) {
+            self.start_failure = None;
+        }
         self.machine.handle(now, event);
         while let Some(effect) = self.machine.poll_effect() {
             self.execute(effect);
         }
         self.serve_writers();
         self.forsake();
-        let view = View::of(&self.machine, self.tools.me);
+        let mut view = View::of(&self.machine, self.tools.me);
+        view.obstacle = self.obstacle();
+        self.tell(view.obstacle.as_deref());
         self.view.send_if_modified(|old| {
             let changed = *old != view;
             *old = view;
             changed
         });
+    }
+
+    /// What keeps this host, the owner, from serving the volume until somebody does something.
+    fn obstacle(&self) -> Option<String> {
+        let cause = if self.machine.has_lost_state() {
+            "it owns the volume, and the volume's `state` is not in its directory".to_owned()
+        } else if self.machine.appends_under().is_some() {
+            return None;
+        } else if let Role::Owner { .. } = self.machine.state().role {
+            self.start_failure.as_ref()?.to_string()
+        } else {
+            return None;
+        };
+        let Tools { me, volume, directory, .. } = &*self.tools;
+        let (name, path) = (directory.host_name(*me), self.base.as_ref().map(|it| &it.record.path));
+        let path = path.map_or_else(|| volume.to_string(), ToString::to_string);
+        Some(format!(
+            "host {name} cannot serve it: {cause}. Restore the directory `volumes/{volume}` and \
+             start the daemon again, or take the volume over on a host that has a copy: `pannier \
+             takeover {path} --fenced {name}`"
+        ))
+    }
+
+    /// Tells of an obstacle once, and of its end.
+    fn tell(&self, obstacle: Option<&str>) {
+        let volume = self.tools.volume;
+        match (self.view.borrow().obstacle.is_some(), obstacle) {
+            (false, Some(obstacle)) => {
+                tracing::error!(%volume, "guests of the volume wait: {obstacle}");
+            }
+            (true, None) => tracing::info!(%volume, "guests of the volume wait no more"),
+            (false, None) | (true, Some(_)) => {}
+        }
     }
 
     /// Answers the openers of a session.

@@ -33,7 +33,7 @@ pub(super) fn execute(driver: &mut Driver, effect: Effect) {
         Effect::Start { epoch, incarnation, at } => {
             let sessions = driver.machine.state().sessions.values().filter(|session| session.open);
             let sessions = sessions.map(|session| session.id).collect();
-            driver.spawn_event(start(tools, (epoch, incarnation), at, sessions));
+            driver.tasks.spawn(start(tools, (epoch, incarnation), at, sessions));
         }
         Effect::Stop => driver.spawn_event(stop(tools)),
         Effect::Follow { from } => follow(driver, from),
@@ -111,13 +111,10 @@ async fn start(
     (epoch, incarnation): (Epoch, Incarnation),
     at: Option<Position>,
     sessions: BTreeSet<SessionId>,
-) -> Event {
+) -> Ended {
     match tools.hands.start(tools.volume, epoch, incarnation, at, sessions).await {
-        Ok(()) => Event::Started,
-        Err(error) => {
-            tracing::error!(volume = %tools.volume, %error, "the volume cannot be started");
-            Event::Failed
-        }
+        Ok(()) => Ended::Event(Event::Started),
+        Err(error) => Ended::NotStarted(error),
     }
 }
 

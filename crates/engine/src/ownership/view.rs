@@ -41,6 +41,8 @@ pub struct View {
     pub sessions: BTreeMap<HostId, SessionId>,
     /// Epoch of the last takeover known.
     pub lineage: Epoch,
+    /// What keeps this host, the owner, from serving until somebody does something.
+    pub obstacle: Option<String>,
 }
 
 impl View {
@@ -64,6 +66,7 @@ impl View {
             right: state.right,
             sessions: machine.open_sessions(),
             lineage: machine.lineage(),
+            obstacle: None,
         }
     }
 }

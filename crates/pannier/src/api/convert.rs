@@ -101,6 +101,7 @@ fn place(place: &Place, hosts: &Hosts) -> types::Place {
         missing_bytes: place.missing_bytes,
         connections: place.connections,
         holds_write_right: place.holds_write_right,
+        obstacle: place.obstacle.clone(),
     }
 }
 

@@ -191,6 +191,9 @@ pub(crate) struct Place {
     pub(crate) connections: u32,
     /// Whether the write right is held there.
     pub(crate) holds_write_right: bool,
+    /// What keeps the host from doing its part, with the way out.
+    #[serde(default)]
+    pub(crate) obstacle: Option<String>,
 }
 
 /// What a site's store holds of a volume.

@@ -143,6 +143,9 @@ pub(super) fn volume(volume: &Volume) -> String {
         lines.push(String::new());
         lines.push(table(&head, &places));
     }
+    for obstacle in volume.places.iter().filter_map(|place| place.obstacle.as_ref()) {
+        lines.push(format!("\n{obstacle}"));
+    }
     let homes: Vec<_> = volume
         .homes
         .iter()

@@ -12,6 +12,7 @@ fn example() -> Status {
         missing_bytes,
         connections: 1,
         holds_write_right: missing_bytes > 0,
+        obstacle: None,
     };
     Status {
         host: "w1".into(),

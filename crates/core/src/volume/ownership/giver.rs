@@ -6,6 +6,7 @@ use super::state::Role;
 use super::transaction::{Change, Plan, Refusal};
 use crate::ids::{Epoch, HostId};
 use crate::record::Transit;
+use crate::units::Time;
 use crate::volume::Position;
 
 impl Machine {
@@ -179,12 +180,12 @@ impl Machine {
     /// What the log has cannot be given: it is not durable, and where it ends not certain. The
     /// transit is over, or its taker would ask for the switch again and again and stop the reads
     /// that still go on.
-    pub(super) fn handle_stop_failed(&mut self) {
+    pub(super) fn handle_stop_failed(&mut self, now: Time) {
         if self.appending != Appending::Stopping {
             return;
         }
         let Role::Owner { transit, .. } = &self.state.role else {
-            self.handle_failed();
+            self.handle_failed(now);
             return;
         };
         self.appending = Appending::Yes;

@@ -14,8 +14,12 @@ use crate::units::Time;
 use crate::volume::Position;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Time after which an unanswered GRANT or a failed registry call is tried again.
+/// Time after which an unanswered GRANT or a failed registry call is tried again, and the first
+/// start that failed.
 const RETRY_MS: u64 = 200;
+
+/// Longest time between two starts that fail: what fails again and again waits for a person.
+const START_RETRY_MAX_MS: u64 = 30_000;
 
 /// What the machine keeps of the registry's record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -71,8 +75,10 @@ pub struct Machine {
     /// Where the log must end at the next start.
     pub(super) start_at: Option<Position>,
     pub(super) appending: Appending,
-    /// A start failed: the next one waits for the timer.
-    pub(super) start_held: bool,
+    /// A start failed: the next one waits until then.
+    pub(super) start_held: Option<Time>,
+    /// Starts in a row that failed.
+    pub(super) start_failures: u32,
     pub(super) seen: Option<Seen>,
     pub(super) registry: Registry,
     pub(super) asked: Option<Change>,
@@ -138,7 +144,8 @@ impl Machine {
             incarnation_used: true,
             start_at: None,
             appending: Appending::No,
-            start_held: false,
+            start_held: None,
+            start_failures: 0,
             seen: None,
             registry: Registry::Idle,
             asked: None,
@@ -179,19 +186,20 @@ impl Machine {
                     self.appending = Appending::Yes;
                     self.incarnation_used = true;
                     self.start_at = None;
+                    self.start_failures = 0;
                     self.right_told = None;
                 }
             }
             Event::Stopped { position, size_bytes } => self.handle_stopped(position, size_bytes),
-            Event::Failed => self.handle_failed(),
-            Event::StopFailed => self.handle_stop_failed(),
+            Event::Failed => self.handle_failed(now),
+            Event::StopFailed => self.handle_stop_failed(now),
             Event::CaughtUp { position } => self.handle_caught_up(position),
             Event::LogEnds { position } => self.handle_log_ends(position),
             Event::Peer { from, message } => self.handle_peer(from, message),
             Event::Timer => {
                 self.deadline = None;
                 self.grant_sent = false;
-                self.start_held = false;
+                self.start_held = self.start_held.filter(|until| now < *until);
                 if self.registry == Registry::Waiting {
                     self.registry = Registry::Idle;
                 }
@@ -247,6 +255,16 @@ impl Machine {
     pub(super) fn executes(&self) -> bool {
         let granted = matches!(self.state.role, Role::Granted { .. });
         self.appends_under().is_some() || (granted && !self.rules.granted_is_silent)
+    }
+
+    /// Whether the registry says that this host owns the volume, under an epoch of which it has
+    /// not kept that it ever did: its state is gone.
+    #[must_use]
+    pub fn has_lost_state(&self) -> bool {
+        let follower =
+            matches!(self.state.role, Role::Follower { .. }) && self.taking_over.is_none();
+        let owns = |seen: &Seen| seen.owner == self.me && seen.epoch >= self.state.known;
+        follower && self.seen.as_ref().is_some_and(owns)
     }
 
     /// The change of owner known here, as giver or taker.
@@ -401,10 +419,9 @@ impl Machine {
         self.advance_registry();
         self.advance_route();
         let granted = matches!(self.durable.role, Role::Granted { .. });
-        let waits = self.registry == Registry::Waiting || granted || self.start_held;
-        if waits && self.deadline.is_none() {
-            self.deadline = Some(now.plus_millis(RETRY_MS));
-        }
+        let waits = self.registry == Registry::Waiting || granted;
+        let retry = waits.then(|| now.plus_millis(RETRY_MS));
+        self.deadline = self.deadline.into_iter().chain(retry).chain(self.start_held).min();
     }
 
     /// Every start needs an incarnation that never appended.
@@ -455,12 +472,14 @@ impl Machine {
     }
 
     fn may_start(&self) -> bool {
-        self.confirmed && !self.incarnation_used && !self.start_held && !self.switching()
+        self.confirmed && !self.incarnation_used && self.start_held.is_none() && !self.switching()
     }
 
-    pub(super) fn handle_failed(&mut self) {
+    pub(super) fn handle_failed(&mut self, now: Time) {
         self.appending = Appending::No;
-        self.start_held = true;
+        let pause = RETRY_MS << self.start_failures.min(8);
+        self.start_held = Some(now.plus_millis(pause.min(START_RETRY_MAX_MS)));
+        self.start_failures += 1;
         if self.switch_wanted {
             self.switch_wanted = false;
             self.done(Outcome::Refused(Refusal::Busy));
@@ -485,7 +504,9 @@ impl Machine {
     fn persist(&mut self) {
         // While the volume stops for a switch, its outcome is to be written soon: one durable write
         // on the critical path, not two. Nothing acts on a state before it is durable.
-        let waits = self.appending == Appending::Stopping && self.switching();
+        let stopping = self.appending == Appending::Stopping && self.switching();
+        // Nothing is put in the place of what a person is to bring back.
+        let waits = stopping || self.has_lost_state();
         if self.writing.is_none() && self.state != self.durable && !waits {
             self.writing = Some(self.state.clone());
             self.effects.push_back(Effect::Persist(Box::new(self.state.clone())));

@@ -115,6 +115,8 @@ impl Machine {
         self.confirmed = true;
         self.incarnation_used = false;
         self.start_at = Some(at);
+        self.start_held = None;
+        self.start_failures = 0;
         self.switch_wanted = false;
         self.passing = None;
         self.right_told = None;

@@ -213,6 +213,59 @@ async fn after_a_reboot_ownership_waits_for_the_registry() {
     world.until(A, |view| view.part == Part::Owner).await;
 }
 
+/// Lines of the log of this thread that have a level.
+#[derive(Clone, Default)]
+struct Lines(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    fn of(&self, level: &str) -> Vec<String> {
+        let bytes = self.0.lock().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        text.lines().filter(|line| line.contains(level)).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_cannot_be_started_is_told_of_once() {
+    let world = World::new(0, 1).await;
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    let _log = tracing::subscriber::set_default(log.finish());
+    world.kill(A).await;
+    world.lose(A, true);
+    let before = world.starts(A);
+    world.until(A, |view| view.obstacle.is_some()).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let starts = world.starts(A) - before;
+    assert!((8..15).contains(&starts), "{starts} starts in two minutes");
+    let errors = lines.of("ERROR");
+    let [error] = &errors[..] else { panic!("not one line: {errors:#?}") };
+    for part in ["nothing is here", "Restore the directory `volumes/", "pannier takeover /v"] {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
+    // What comes back is taken without a restart.
+    world.lose(A, false);
+    world.until(A, |view| view.part == Part::Owner && view.obstacle.is_none()).await;
+    world.kill(A).await;
+    world.lose_state(A);
+    world.until(A, |view| view.obstacle.is_some()).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let errors = lines.of("ERROR");
+    let [_, error] = &errors[..] else { panic!("not one more line: {errors:#?}") };
+    assert!(error.contains("`state` is not in its directory"), "{error}");
+}
+
 /// A peer may say a name that nobody has given, and may know of a volume before this host does.
 #[tokio::test(start_paused = true)]
 async fn only_volumes_that_exist_get_a_driver() {

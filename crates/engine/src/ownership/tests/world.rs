@@ -32,6 +32,10 @@ pub(super) const B: HostId = HostId(2);
 struct Disk {
     state: Option<Vec<u8>>,
     log: Vec<u64>,
+    /// The volume's files are gone.
+    lost: bool,
+    /// How often a start was tried.
+    starts: u32,
 }
 
 /// The network between the hosts, and the seed of its faults.
@@ -182,6 +186,14 @@ impl Hands for Body {
         _sessions: BTreeSet<SessionId>,
     ) -> Result<()> {
         self.point().await;
+        let files = {
+            let mut disk = self.disk.lock();
+            disk.starts += 1;
+            !disk.lost
+        };
+        if !files {
+            return Err(Error::new(ErrorKind::NotFound, "nothing is here"));
+        }
         assert!(at.is_none_or(|at| at == Position::START || at == self.end()));
         for (host, body) in self.network.bodies.lock().iter() {
             let writes = *host != self.me && *body.appending.lock();
@@ -349,6 +361,21 @@ impl World {
     /// Lets a running host die at its `fuse`th effect from now.
     pub(super) fn light(&self, host: HostId, fuse: u32) {
         *self.body(host).fuse.lock() = Some(fuse);
+    }
+
+    /// Takes a volume's files away, all but its state, or brings them back.
+    pub(super) fn lose(&self, host: HostId, lost: bool) {
+        self.disks[&host].lock().lost = lost;
+    }
+
+    /// Takes the state away.
+    pub(super) fn lose_state(&self, host: HostId) {
+        self.disks[&host].lock().state = None;
+    }
+
+    /// How often the volume's start was tried on a host.
+    pub(super) fn starts(&self, host: HostId) -> u32 {
+        self.disks[&host].lock().starts
     }
 
     /// Ends a host's daemon at once, as `kill -9` does.

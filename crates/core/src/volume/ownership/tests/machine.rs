@@ -14,7 +14,11 @@ fn owner(boot: u128) -> LocalState {
 }
 
 fn effects(machine: &mut Machine, event: Event) -> Vec<Effect> {
-    machine.handle(Time(0), event);
+    effects_at(machine, Time(0), event)
+}
+
+fn effects_at(machine: &mut Machine, now: Time, event: Event) -> Vec<Effect> {
+    machine.handle(now, event);
     std::iter::from_fn(|| machine.poll_effect()).collect()
 }
 
@@ -56,9 +60,49 @@ fn a_start_that_fails_is_tried_again_later() {
     effects(&mut machine, Event::Timer);
     assert!(started(&effects(&mut machine, Event::Persisted)).is_some());
     assert_eq!(started(&effects(&mut machine, Event::Failed)), None);
-    assert!(machine.poll_deadline().is_some());
-    let again = effects(&mut machine, Event::Timer);
-    assert_eq!(started(&again), Some((Epoch(3), Incarnation(5))), "it has not appended");
+    let mut pauses = Vec::new();
+    let mut now = Time(0);
+    for _ in 0..10 {
+        let early = effects_at(&mut machine, now, Event::Timer);
+        assert_eq!(started(&early), None, "it waits for its time");
+        let next = machine.poll_deadline().unwrap();
+        pauses.push((next.0 - now.0) / 1_000_000);
+        now = next;
+        let again = effects_at(&mut machine, now, Event::Timer);
+        assert_eq!(started(&again), Some((Epoch(3), Incarnation(5))), "it has not appended");
+        assert_eq!(started(&effects_at(&mut machine, now, Event::Failed)), None);
+    }
+    assert_eq!(pauses, [200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+}
+
+#[test]
+fn an_owner_by_the_registry_that_knows_of_nothing_has_lost_its_state() {
+    let record = |owner: u64, epoch: u64, revision: u64| {
+        let path = VolumePath::parse("/v").unwrap();
+        let record = VolumeRecord {
+            epoch: Epoch(epoch),
+            reserved: Epoch(epoch),
+            ..VolumeRecord::new(VOLUME, path, 4096, HostId(owner))
+        };
+        Event::Record { revision, record: Box::new(record) }
+    };
+    let mut lost = Machine::open(HostId(1), BootId(1), VOLUME, None);
+    effects(&mut lost, Event::Timer);
+    assert!(!lost.has_lost_state());
+    effects(&mut lost, record(1, 3, 9));
+    assert!(lost.has_lost_state());
+    effects(&mut lost, record(2, 4, 10));
+    assert!(!lost.has_lost_state(), "it was taken over");
+    // A giver whose taker has not registered itself yet.
+    let gave = LocalState { known: Epoch(4), ..LocalState::follower(VOLUME, BootId(1)) };
+    let mut giver = Machine::open(HostId(1), BootId(1), VOLUME, Some(gave));
+    effects(&mut giver, record(1, 3, 9));
+    assert!(!giver.has_lost_state());
+    let creating = LocalState::creating(VOLUME, BootId(1));
+    let mut creating = Machine::open(HostId(1), BootId(1), VOLUME, Some(creating));
+    effects(&mut creating, record(1, 3, 9));
+    assert!(!creating.has_lost_state());
+    assert!(!running().has_lost_state());
 }
 
 /// The record of the machine's volume, with a transit of host 1 to host 2.
