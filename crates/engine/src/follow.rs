@@ -99,7 +99,10 @@ impl Task {
                 "following pauses and goes on from where it is"
             );
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(limits::SOURCE_RETRY_MAX);
+            let contradicts = error.kind() == ErrorKind::Invalid;
+            let pause_max =
+                if contradicts { limits::FOLLOW_ANEW_MAX } else { limits::SOURCE_RETRY_MAX };
+            pause = (pause * 2).min(pause_max);
         }
     }
 
@@ -107,9 +110,10 @@ impl Task {
     async fn follow(&self, pause: &mut std::time::Duration) -> Result<()> {
         let mut volume = match self.mover.ownership()?.volume(self.room.id) {
             Some(volume) => volume,
-            None => self.begin_at_checkpoint(None).await?,
+            None => self.begin_at_checkpoint(None, *pause).await?,
         };
         let mut ahead = None;
+        let mut begun = None;
         loop {
             self.reached.send_modify(|reached| reached.volume = Some(volume.clone()));
             if self.reached.borrow().caught_up && ahead.is_none() {
@@ -121,13 +125,21 @@ impl Task {
                         volume.apply_log(&batch).await?;
                     }
                     self.note(&volume, batch.end, end);
+                    *pause = limits::SOURCE_RETRY_FIRST;
+                }
+                News::Gone if begun == Some(volume.position()) => {
+                    let context = format!(
+                        "host {} has no log behind its own checkpoint, {begun:?}",
+                        self.from
+                    );
+                    return Err(Error::new(ErrorKind::Invalid, context));
                 }
                 News::Gone => {
                     ahead = None;
-                    volume = self.begin_at_checkpoint(Some(volume)).await?;
+                    volume = self.begin_at_checkpoint(Some(volume), *pause).await?;
+                    begun = Some(volume.position());
                 }
             }
-            *pause = limits::SOURCE_RETRY_FIRST;
         }
     }
 
@@ -164,8 +176,13 @@ impl Task {
         }
     }
 
-    /// Makes the local side anew from the owner's newest checkpoint.
-    async fn begin_at_checkpoint(&self, former: Option<Arc<Volume>>) -> Result<Arc<Volume>> {
+    /// Makes the local side anew from the owner's newest checkpoint, `pause` after it was last
+    /// tried in vain.
+    async fn begin_at_checkpoint(
+        &self,
+        former: Option<Arc<Volume>>,
+        pause: std::time::Duration,
+    ) -> Result<Arc<Volume>> {
         let id = self.room.id;
         let (Response::Checkpoint { object, bytes }, _) =
             self.call(Request::Checkpoint { volume: id }).await?
@@ -189,10 +206,12 @@ impl Task {
         let all = parts.into_iter().chain(pages).map(|(_, bytes)| bytes).collect();
         let volume = Volume::follower(&self.mover.context, id, root, all).await?;
         self.mover.ownership()?.opened(volume.clone());
-        tracing::info!(
-            volume = %id, owner = %self.from, position = ?volume.position(),
-            "follows from the owner's checkpoint"
-        );
+        let (owner, position) = (self.from, volume.position());
+        if pause == limits::SOURCE_RETRY_FIRST {
+            tracing::info!(volume = %id, %owner, ?position, "follows from the owner's checkpoint");
+        } else {
+            tracing::debug!(volume = %id, %owner, ?position, "follows from it once more");
+        }
         Ok(volume)
     }
 

@@ -15,6 +15,8 @@ pub mod forward;
 pub mod host;
 pub mod hydrate;
 pub mod limits;
+#[cfg(test)]
+mod lines;
 pub mod message;
 pub mod mover;
 pub mod ownership;

@@ -464,3 +464,15 @@ async fn a_checkpoint_without_end_is_not_read() {
     cluster.net.endless_roots.store(false, Ordering::Relaxed);
     until("the switch", || owner(&b) == Some(b.id())).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_disowns_its_checkpoint_is_not_followed_anew_without_end() {
+    let (cluster, a, b, _at_a) = filled(16, 1).await;
+    cluster.net.forgets_log.store(true, Ordering::Relaxed);
+    move_to(&a, "east").await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let asked = cluster.net.roots_asked.load(Ordering::Relaxed);
+    assert!((2..12).contains(&asked), "a checkpoint was asked for {asked} times in 4 s");
+    cluster.net.forgets_log.store(false, Ordering::Relaxed);
+    until("the switch", || owner(&a) == Some(b.id())).await;
+}

@@ -59,6 +59,10 @@ pub const SOURCE_RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest such pause: a source that comes back is found within it.
 pub const SOURCE_RETRY_MAX: Duration = Duration::from_millis(500);
 
+/// Longest pause before an owner whose answers contradict each other is followed anew: each time
+/// costs a checkpoint.
+pub const FOLLOW_ANEW_MAX: Duration = Duration::from_secs(30);
+
 /// Pause of all fetching but demand when this host's disk has no space for what arrives: long,
 /// because each try sends the same pages over the WAN again.
 pub const FULL_PAUSE: Duration = Duration::from_secs(15);

@@ -10,7 +10,9 @@ use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::PoolFile;
 use pannier_core::format::segment::{Header, Link, OpenSegment, SegmentWriter};
-use pannier_core::ids::{Epoch, Incarnation, RequestNumber, SegmentName, Sequence, SessionId};
+use pannier_core::ids::{
+    Epoch, Incarnation, RequestNumber, SegmentName, Sequence, SessionId, VolumeId,
+};
 use pannier_core::map::SegmentIndex;
 use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, VecDeque};
@@ -40,6 +42,8 @@ pub(crate) struct Journal {
     pub(crate) preparing: bool,
     /// Why none could be prepared, for the next writer to be told.
     pub(crate) prepare_error: Option<Error>,
+    /// Whether the last one could not be.
+    unprepared: bool,
     /// The highest sequence ever used here, so that no name is used twice.
     pub(crate) last_sequence: Sequence,
     /// End of the log without the open segment.
@@ -114,6 +118,18 @@ pub(crate) enum SealSource {
 }
 
 impl Journal {
+    /// Tells when segment files can no longer be prepared, and when they can again: a guest may
+    /// try a write many times a second.
+    pub(crate) fn note_prepared(&mut self, volume: VolumeId, error: Option<&Error>) {
+        match (std::mem::replace(&mut self.unprepared, error.is_some()), error) {
+            (false, Some(error)) => {
+                tracing::warn!(%volume, %error, "no segment file can be prepared");
+            }
+            (true, None) => tracing::info!(%volume, "segment files can be prepared again"),
+            (false, None) | (true, Some(_)) => {}
+        }
+    }
+
     pub(crate) fn new(end: Position, last_sequence: Sequence, sessions: SessionTable) -> Self {
         Self {
             mode: Mode::Stopped,
@@ -123,6 +139,7 @@ impl Journal {
             next: None,
             preparing: false,
             prepare_error: None,
+            unprepared: false,
             last_sequence,
             end,
             log: BTreeMap::new(),

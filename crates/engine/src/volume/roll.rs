@@ -59,11 +59,11 @@ impl Volume {
             let prepared = this.prepare(&header, true);
             let mut journal = this.journal.lock();
             journal.preparing = false;
+            journal.note_prepared(this.id, prepared.as_ref().err());
             match prepared {
                 Ok(prepared) if journal.wants(&prepared.header) => journal.next = Some(prepared),
                 Ok(prepared) => this.give_back(&prepared.file),
                 Err(error) => {
-                    tracing::warn!(volume = %this.id, %error, "no segment file can be prepared");
                     // A rescue may have taken a name behind it meanwhile.
                     if journal.last_sequence == header.name.sequence {
                         journal.last_sequence.0 -= 1;

@@ -196,6 +196,8 @@ pub(crate) struct Net {
     pub(crate) corrupts: Mutex<Option<HostId>>,
     /// Who is asked for a checkpoint says that it has no end.
     pub(crate) endless_roots: AtomicBool,
+    /// Who is asked for the log says that it is gone.
+    pub(crate) forgets_log: AtomicBool,
     /// How often a checkpoint was asked for.
     pub(crate) roots_asked: AtomicU64,
     cut: watch::Sender<bool>,
@@ -218,6 +220,7 @@ impl Net {
             answers_lost: AtomicU64::new(0),
             corrupts: Mutex::new(None),
             endless_roots: AtomicBool::new(false),
+            forgets_log: AtomicBool::new(false),
             roots_asked: AtomicU64::new(0),
             cut: watch::Sender::new(false),
             pages: Mutex::default(),
@@ -248,10 +251,13 @@ impl Net {
         (drawn ^ (drawn >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32 & 1023 < of_thousand
     }
 
-    /// What a host answers that gives checkpoints without end.
+    /// What a host answers that gives checkpoints without end, or has lost the log behind them.
     fn lie(&self, request: &Request) -> Option<(Response, Bytes)> {
         let asked = matches!(request, Request::Checkpoint { .. });
         self.roots_asked.fetch_add(asked.into(), Ordering::Relaxed);
+        if matches!(request, Request::Log { .. }) && self.forgets_log.load(Ordering::Relaxed) {
+            return Some((Response::LogGone, Bytes::new()));
+        }
         if !self.endless_roots.load(Ordering::Relaxed) {
             return None;
         }

@@ -6,6 +6,7 @@ mod world;
 use super::Part;
 use crate::error::{ErrorKind, Result};
 use crate::limits::MISS_KEPT;
+use crate::lines::Lines;
 use bytes::Bytes;
 use pannier_core::ids::{Epoch, HostId, SessionId, VolumeId};
 use pannier_core::record::{VolumePath, VolumeRecord};
@@ -213,35 +214,11 @@ async fn after_a_reboot_ownership_waits_for_the_registry() {
     world.until(A, |view| view.part == Part::Owner).await;
 }
 
-/// Lines of the log of this thread that have a level.
-#[derive(Clone, Default)]
-struct Lines(Arc<parking_lot::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Lines {
-    fn of(&self, level: &str) -> Vec<String> {
-        let bytes = self.0.lock().clone();
-        let text = String::from_utf8(bytes).unwrap();
-        text.lines().filter(|line| line.contains(level)).map(str::to_owned).collect()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_volume_that_cannot_be_started_is_told_of_once() {
     let world = World::new(0, 1).await;
     let lines = Lines::default();
-    let writer = lines.clone();
-    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
-    let _log = tracing::subscriber::set_default(log.finish());
+    let _log = tracing::subscriber::set_default(lines.subscriber());
     world.kill(A).await;
     world.lose(A, true);
     let before = world.starts(A);

@@ -3,6 +3,7 @@
 use super::model::gone;
 use super::*;
 use crate::disk::{DiskOp, Observer};
+use crate::lines::Lines;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::AtomicUsize;
@@ -165,6 +166,7 @@ async fn a_volume_that_fails_as_it_stops_is_still_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_writes_and_recovers() {
+    let lines = Lines::of_process();
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Faults::default());
     let disk = Disk::observed(Arc::clone(&faults) as Arc<dyn Observer>);
@@ -179,6 +181,9 @@ async fn a_full_disk_refuses_writes_and_recovers() {
         }
     };
     assert_eq!(refused.kind(), ErrorKind::NoSpace);
+    for _ in 0..20 {
+        assert!(volume.write(written * 4096, pattern(1, 4096), false).await.is_err());
+    }
     volume.flush().await.unwrap();
     for block in 0..written {
         assert!(read(&volume, block * 4096, 4096).await == pattern(block + 1, 4096));
@@ -187,6 +192,12 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     faults.full.store(false, Ordering::Relaxed);
     volume.write(written * 4096, pattern(written + 1, 4096), true).await.unwrap();
     assert!(read(&volume, written * 4096, 4096).await == pattern(written + 1, 4096));
+    let here = dir.path().display().to_string();
+    let warned = lines.of("WARN").into_iter().filter(|line| line.contains(&here));
+    let warned = warned.filter(|line| line.contains("no segment file can be prepared"));
+    assert_eq!(warned.count(), 1, "{:#?}", lines.of("WARN"));
+    let again = lines.of("INFO");
+    assert!(again.iter().any(|line| line.contains("segment files can be prepared again")));
 }
 
 /// Space can run out where it is not asked for: in the middle of a segment, or when what was
