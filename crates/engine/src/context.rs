@@ -166,6 +166,8 @@ impl HostContext {
         let HostOptions { dir, host, site, key, config, objects, disk } = options;
         let pool = Pool::open(&disk, &dir.join("pool"), &config)?;
         let cache = LineCache::open(&disk, &dir.join("cache"), &config)?;
+        // Pages may have come in while their volume was being deleted.
+        cache.keep_volumes(|volume| volume_dir(&dir, volume).exists());
         let residency = Arc::new(Residency::default());
         let stored = Arc::clone(&residency);
         cache.set_may_leave(Box::new(move |segment| stored.is_stored(segment)));
@@ -215,8 +217,9 @@ impl HostContext {
         self.publish.get()
     }
 
-    /// Gives segment files back while the host keeps more than its bound; blocks.
+    /// Gives cached lines and segment files back while the host keeps more than its bound; blocks.
     pub(crate) fn evict(&self) {
+        self.cache.trim();
         let file_bytes = u64::from(self.config.segment_pages) * 4096;
         self.residency.evict(file_bytes, self.cache.bytes(), self.config.cache_bytes);
     }
@@ -224,7 +227,7 @@ impl HostContext {
     /// Directory of a volume's local files.
     #[must_use]
     pub fn volume_dir(&self, volume: VolumeId) -> PathBuf {
-        self.dir.join("volumes").join(volume.to_string())
+        volume_dir(&self.dir, volume)
     }
 
     /// Runs `write`, which needs little space; when the disk is full, runs it again with the space
@@ -252,4 +255,8 @@ impl HostContext {
     pub fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         self.with_reserve(|| self.disk.replace(path, bytes))
     }
+}
+
+fn volume_dir(dir: &Path, volume: VolumeId) -> PathBuf {
+    dir.join("volumes").join(volume.to_string())
 }

@@ -423,6 +423,16 @@ impl DiskFile {
         Ok(())
     }
 
+    /// Gives the space of a range back, which then reads as zeros. For bytes that nothing names:
+    /// no observer is told.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, hole, offset, length)?)
+    }
+
     /// The file's length in bytes.
     ///
     /// # Errors

@@ -5,6 +5,9 @@
 //! to the page cache only: that survives the daemon's death. After a power loss a record may name
 //! bytes that never reached the disk; every first read is checked against the block table, so that
 //! is noticed and the page is fetched again.
+//!
+//! Lines that may not leave can take the cache beyond its bound. [`LineCache::trim`] brings it back,
+//! and gives the space of free slots to the file system.
 
 mod held;
 mod slot;
@@ -13,18 +16,21 @@ use crate::context::LocalConfig;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
 use held::Held;
-use pannier_core::cache::{Fifo, LINE_PAGES, LineKey, Policy};
+use pannier_core::cache::{ASK_MAX, Fifo, LINE_PAGES, LineKey, Policy};
 use pannier_core::format::segment::PAGE_BYTES;
 use pannier_core::ids::{SegmentId, VolumeId};
 use pannier_core::map::PageSet;
 use pannier_core::units::PageIndex;
 use parking_lot::Mutex;
 use slot::{RECORD_BYTES, Record};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 
 const LINE_BYTES: u64 = LINE_PAGES as u64 * PAGE_BYTES as u64;
+
+/// Free slots that are out of use at once while their space is given back: 64 MiB.
+const TRIMMED_AT_ONCE: usize = 1024;
 
 /// Whether a line of a segment may leave: its pages can be had again.
 pub(crate) type MayLeave = Box<dyn Fn(&SegmentId) -> bool + Send + Sync>;
@@ -37,12 +43,17 @@ pub struct LineCache {
     may_leave: OnceLock<MayLeave>,
     state: Mutex<State>,
     held: Mutex<Held>,
+    /// One that trims at a time.
+    trimming: Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
     lines: BTreeMap<LineKey, u32>,
     slots: Vec<Slot>,
+    /// Free slots that may have space in the slab.
+    freed: Vec<u32>,
+    /// Free slots without space.
     free: Vec<u32>,
     policy: Fifo<LineKey>,
 }
@@ -81,7 +92,7 @@ impl LineCache {
                 }
                 _ => {
                     state.slots[number].record = None;
-                    state.free.push(number as u32);
+                    state.freed.push(number as u32);
                 }
             }
         }
@@ -94,6 +105,7 @@ impl LineCache {
             may_leave: OnceLock::new(),
             state,
             held: Mutex::default(),
+            trimming: Mutex::default(),
         })
     }
 
@@ -286,7 +298,7 @@ impl LineCache {
         {
             self.clear(state, key)?;
         }
-        if let Some(number) = state.free.pop() {
+        if let Some(number) = state.freed.pop().or_else(|| state.free.pop()) {
             return Ok(number);
         }
         state.slots.push(Slot { record: None, suspect: 0, generation: 0 });
@@ -301,7 +313,7 @@ impl LineCache {
             slot.record = None;
             slot.suspect = 0;
             slot.generation = slot.generation.wrapping_add(1);
-            state.free.push(number);
+            state.freed.push(number);
             self.write_record(number, None)?;
         }
         Ok(())
@@ -328,6 +340,57 @@ impl LineCache {
     /// Forgets all lines of a segment.
     pub fn remove_segment(&self, segment: SegmentId) {
         self.remove(LineKey { segment, line: 0 }, |key| key.segment == segment);
+    }
+
+    /// Brings the cache back to its bound, as far as lines may leave, and gives the space of free
+    /// slots to the file system. Waits for the disk.
+    pub fn trim(&self) {
+        let _one = self.trimming.lock();
+        self.shed();
+        loop {
+            // Nobody else has them meanwhile.
+            let mut slots = {
+                let mut state = self.state.lock();
+                let kept = state.freed.len().saturating_sub(TRIMMED_AT_ONCE);
+                state.freed.split_off(kept)
+            };
+            if slots.is_empty() {
+                return;
+            }
+            slots.sort_unstable();
+            for run in slots.chunk_by(|a, b| a + 1 == *b) {
+                let (first, count) = (u64::from(run[0]), run.len() as u64);
+                if let Err(error) = self.slab.punch(first * LINE_BYTES, count * LINE_BYTES) {
+                    tracing::debug!(%error, "free lines of the cache keep their space");
+                }
+            }
+            self.state.lock().free.append(&mut slots);
+        }
+    }
+
+    /// Takes lines out that may leave, until the bound holds again.
+    fn shed(&self) {
+        let Some(may_leave) = self.may_leave.get() else { return };
+        let mut asked = 0;
+        loop {
+            let mut state = self.state.lock();
+            if state.lines.len() <= self.lines_max || asked > 2 * state.lines.len() {
+                return;
+            }
+            match state.policy.evict(&mut |key| may_leave(&key.segment)) {
+                Some(key) => warn_of(self.clear(&mut state, key)),
+                None => asked += ASK_MAX,
+            }
+        }
+    }
+
+    /// Forgets the lines of volumes that are not kept.
+    pub fn keep_volumes(&self, keep: impl Fn(VolumeId) -> bool) {
+        let volumes: BTreeSet<VolumeId> =
+            self.state.lock().lines.keys().map(|key| key.segment.volume).collect();
+        for volume in volumes.into_iter().filter(|volume| !keep(*volume)) {
+            self.remove_volume(volume);
+        }
     }
 
     /// Forgets all lines of a volume.

@@ -1,5 +1,7 @@
 use super::*;
 use pannier_core::ids::{Epoch, Incarnation, SegmentName, Sequence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn segment(sequence: u64) -> SegmentId {
     let name =
@@ -96,4 +98,50 @@ fn what_is_held_in_memory_is_read_and_bounded() {
     assert!(cache.read(segment(1), PageIndex(8), &mut read));
     cache.let_go();
     assert!(!cache.read(segment(1), PageIndex(8), &mut read));
+}
+
+/// Bytes that a file takes on the disk.
+fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn the_space_of_lines_that_left_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let slab = dir.path().join("slab");
+    let cache = open(dir.path(), 4);
+    let stored = Arc::new(AtomicBool::new(false));
+    let is_stored = stored.clone();
+    cache.set_may_leave(Box::new(move |id| {
+        id.name.sequence.0 > 1 && is_stored.load(Ordering::Relaxed)
+    }));
+    let line: Vec<u8> = (0..LINE_PAGES).flat_map(|_| page(7)).collect();
+    for sequence in 1..=200 {
+        cache.insert(segment(sequence), PageIndex(0), &line).unwrap();
+    }
+    cache.trim();
+    assert_eq!(cache.bytes(), 200 * LINE_BYTES, "nothing may leave yet");
+    assert!(allocated(&slab) >= 200 * LINE_BYTES);
+    stored.store(true, Ordering::Relaxed);
+    cache.trim();
+    assert_eq!(cache.bytes(), 4 * LINE_BYTES);
+    assert!(allocated(&slab) <= 5 * LINE_BYTES, "{} bytes", allocated(&slab));
+    let mut read = page(0);
+    assert!(cache.read(segment(1), PageIndex(3), &mut read), "it may not leave");
+    assert_eq!(read, page(7));
+    // What comes next takes the places that were given back.
+    stored.store(false, Ordering::Relaxed);
+    for sequence in 300..320 {
+        cache.insert(segment(sequence), PageIndex(0), &line).unwrap();
+        assert!(cache.read(segment(sequence), PageIndex(9), &mut read));
+        assert_eq!(read, page(7));
+    }
+    assert!(std::fs::metadata(&slab).unwrap().len() <= 200 * LINE_BYTES);
+    // Of a volume that is no more nothing stays, from before a restart neither.
+    drop(cache);
+    let cache = open(dir.path(), 4);
+    cache.keep_volumes(|volume| volume != VolumeId(7));
+    cache.trim();
+    assert_eq!((cache.bytes(), allocated(&slab)), (0, 0));
 }

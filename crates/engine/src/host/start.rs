@@ -116,6 +116,7 @@ impl Host {
             }
         });
         futures::stream::iter(recover).buffer_unordered(RECOVERING_MAX).collect::<Vec<()>>().await;
+        self.evict().await;
         let millis = started.elapsed().as_millis() as u64;
         if count > 0 {
             tracing::info!(volumes = count, millis, "volumes recovered");
@@ -200,7 +201,10 @@ impl Host {
             return;
         }
         match Volume::delete(&self.context, volume, true).await {
-            Ok(()) => tracing::info!(%volume, "a deleted volume is removed here"),
+            Ok(()) => {
+                tracing::info!(%volume, "a deleted volume is removed here");
+                self.evict().await;
+            }
             Err(error) => {
                 tracing::warn!(
                     %volume, %error,
@@ -208,6 +212,13 @@ impl Host {
                 );
             }
         }
+    }
+
+    /// Gives back what the host keeps beyond its bound.
+    async fn evict(&self) {
+        let context = self.context.clone();
+        // It fails only where the daemon ends.
+        drop(tokio::task::spawn_blocking(move || context.evict()).await);
     }
 
     /// Follows the directory's news: deletions, and from where volumes come.
