@@ -218,7 +218,7 @@ impl Fetcher {
         done.is_ok()
     }
 
-    fn full_until(&self) -> Option<Instant> {
+    pub(crate) fn full_until(&self) -> Option<Instant> {
         *self.full_until.lock()
     }
 

@@ -100,7 +100,10 @@ impl Task {
         let mut pause = limits::IDLE;
         let mut proof = Proof::default();
         loop {
-            match self.round(&mut proof).await {
+            let round = self.round(&mut proof).await;
+            *self.room.hydration_failure.lock() =
+                round.as_ref().err().filter(|error| error.kind() != ErrorKind::Fenced).cloned();
+            match round {
                 Ok(true) => return self.enter(Phase::Independent),
                 Ok(false) => pause = limits::IDLE,
                 Err(error) if error.kind() == ErrorKind::Fenced => {

@@ -109,6 +109,8 @@ pub(crate) struct Room {
     pub(crate) follower_runs: TaskTracker,
     hydration: Mutex<Option<Hydration>>,
     pub(crate) progress: Mutex<MoveProgress>,
+    /// Why the last round of hydration came to no end.
+    pub(crate) hydration_failure: Mutex<Option<Error>>,
     pub(crate) demand_fetches: AtomicU64,
     pub(crate) wire_bytes: AtomicU64,
     pub(crate) resent_bytes: AtomicU64,
@@ -139,6 +141,7 @@ impl Room {
             follower_runs: TaskTracker::new(),
             hydration: Mutex::new(None),
             progress: Mutex::new(MoveProgress::default()),
+            hydration_failure: Mutex::default(),
             demand_fetches: AtomicU64::new(0),
             wire_bytes: AtomicU64::new(0),
             resent_bytes: AtomicU64::new(0),
@@ -402,6 +405,20 @@ impl Mover {
             }
             reached.changed().await.map_err(|_ended| self.closing("following"))?;
         }
+    }
+
+    /// Why the move of a volume to this host does not get on, after the switch.
+    #[must_use]
+    pub fn obstacle(&self, volume: VolumeId) -> Option<String> {
+        let room = self.known(volume)?;
+        if room.progress.lock().phase == Phase::Hydrating && self.fetcher.full_until().is_some() {
+            let name = self.directory.host_name(self.host());
+            return Some(format!(
+                "room on the disk of host {name}, which is full: make room there, lower its \
+                 `cache.size`, or move the volume on"
+            ));
+        }
+        room.hydration_failure.lock().as_ref().map(ToString::to_string)
     }
 
     /// How far the move of a volume to this host is.

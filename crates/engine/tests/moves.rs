@@ -5,12 +5,12 @@
 mod support;
 
 use bytes::Bytes;
-use pannier_core::ids::{HostId, RequestNumber, SessionId, VolumeId};
+use pannier_core::ids::{HostId, RequestNumber, SessionId, SiteName, VolumeId};
 use pannier_core::record::VolumePath;
 use pannier_engine::attachment::Connection;
 use pannier_engine::context::LocalConfig;
 use pannier_engine::error::ErrorKind;
-use pannier_engine::host::{Host, NewVolume};
+use pannier_engine::host::{Destination, Host, NewVolume, SwitchAt};
 use pannier_engine::message::{ForwardOp, Request};
 use pannier_engine::port::{BlockDevice, Devices, Objects, PeerService};
 use std::sync::Arc;
@@ -334,6 +334,9 @@ async fn a_full_disk_does_not_fetch_the_same_pages_again_and_again() {
     until("a first try", || sent() > 0).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(sent() <= 2, "a page was sent {} times", sent());
+    let status = a.status(Some(&path())).await.unwrap();
+    let waits = status.volumes[0].movement.clone().unwrap().waiting_for.unwrap();
+    assert!(waits.contains("the disk of host h2, which is full"), "{waits}");
     // What a guest reads goes through to it.
     let at_b = open(&b).await;
     for _ in 0..2 {
@@ -475,4 +478,22 @@ async fn an_owner_that_disowns_its_checkpoint_is_not_followed_anew_without_end()
     assert!((2..12).contains(&asked), "a checkpoint was asked for {asked} times in 4 s");
     cluster.net.forgets_log.store(false, Ordering::Relaxed);
     until("the switch", || owner(&a) == Some(b.id())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calling_a_stuck_move_off_names_the_way_out() {
+    let (cluster, a, b, at_a) = filled(16, 1).await;
+    drop(at_a);
+    let to = Destination { site: SiteName("east".to_owned()), host: None };
+    a.move_volume(&path(), &to, SwitchAt::FirstWrite).await.unwrap();
+    let volume = a.directory().volume_at(&path()).unwrap().record.id;
+    cluster.stop(a).await;
+    let dir = cluster.host_dir(1).join("volumes").join(volume.to_string());
+    std::fs::remove_file(dir.join("state")).unwrap();
+    let a = cluster.start(1, "west").await;
+    for host in [&a, &b] {
+        let refused = host.abort_move(&path()).await.unwrap_err().to_string();
+        let way_out = "`pannier takeover /vms/web/disk0 --fenced h1`";
+        assert!(refused.contains(way_out), "{refused}");
+    }
 }

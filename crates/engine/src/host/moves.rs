@@ -144,7 +144,15 @@ impl Host {
                 name(&transit.from),
                 name(&transit.to)
             ),
-            Refusal::NotOwner { owner, .. } => format!("host {} owns it", name(owner)),
+            Refusal::NotOwner { owner, .. } if *owner == self.id => format!(
+                "host {0} owns it and does not act as its owner; `pannier status {path}` says why. \
+                 If that stays, take the volume over on a host that has a copy, which ends the \
+                 move: `pannier takeover {path} --fenced {0}`",
+                name(owner)
+            ),
+            Refusal::NotOwner { owner, .. } => {
+                format!("host {} owns it by now; repeat the command", name(owner))
+            }
             Refusal::AlreadyThere(host) => format!("it is on host {} already", name(host)),
             Refusal::NotFenced(host) => format!(
                 "host {0} may own it; make sure that it is out (power off), and say so with \

@@ -114,7 +114,7 @@ impl Host {
                 .saturating_sub(stats.resident_bytes.max(stats.stored_bytes)),
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
             holds_write_right: view.part == Part::Owner && view.right.holder == Some(self.id),
-            obstacle: view.obstacle.clone(),
+            obstacle: view.obstacle.clone().or_else(|| self.mover.obstacle(volume)),
         };
         Some((place, view))
     }
@@ -309,12 +309,12 @@ impl Told {
         told: bool,
         before_switch: bool,
     ) -> Option<String> {
-        let transit = record.transit.as_ref()?;
         let places = self.places.get(&record.id);
-        let there = |host| places.is_some_and(|all| all.iter().any(|place| place.host == host));
         if !before_switch {
-            return None;
+            return places?.iter().find(|place| place.host == to)?.obstacle.clone();
         }
+        let transit = record.transit.as_ref()?;
+        let there = |host| places.is_some_and(|all| all.iter().any(|place| place.host == host));
         if !told && !there(to) {
             return Some("the target host".to_owned());
         }
