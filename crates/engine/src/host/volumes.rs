@@ -33,15 +33,15 @@ fn check_size(size_bytes: u64) -> Result<()> {
     if size_bytes == 0 {
         return fail("a volume has at least 512 bytes; give it a size such as 20G".to_owned());
     }
-    if !size_bytes.is_multiple_of(SECTOR_BYTES) {
-        let next = size_bytes.next_multiple_of(SECTOR_BYTES);
-        return fail(format!("{size_bytes} bytes are not whole 512-byte sectors; take {next}"));
-    }
     if size_bytes > SIZE_BYTES_MAX {
         let tebibytes = SIZE_BYTES_MAX >> 40;
         return fail(format!(
-            "{size_bytes} bytes are more than the largest volume has ({tebibytes} TiB)"
+            "{size_bytes} bytes are more than the largest volume has ({tebibytes} TiB); take less"
         ));
+    }
+    if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        let next = size_bytes.next_multiple_of(SECTOR_BYTES);
+        return fail(format!("{size_bytes} bytes are not whole 512-byte sectors; take {next}"));
     }
     Ok(())
 }
@@ -194,5 +194,27 @@ impl Host {
             ErrorKind::Unavailable,
             format!("host {} does not own volume {volume} now; repeat the command", self.id),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_cannot_be_say_which_can() {
+        for (size_bytes, part) in [
+            (0, "20G"),
+            (513, "take 1024"),
+            (SIZE_BYTES_MAX - 1, &*format!("take {SIZE_BYTES_MAX}")),
+            (SIZE_BYTES_MAX + 512, "256 TiB"),
+            (SIZE_BYTES_MAX + 1, "256 TiB"),
+            (i64::MAX as u64, "256 TiB"),
+            (u64::MAX, "256 TiB"),
+        ] {
+            let refused = check_size(size_bytes).unwrap_err();
+            assert!(refused.context().contains(part), "{refused}");
+        }
+        check_size(SIZE_BYTES_MAX).unwrap();
     }
 }

@@ -1,5 +1,7 @@
 //! Sizes, times and pairs on the command line and in the configuration.
 
+use pannier_core::map::SIZE_BLOCKS_MAX;
+use pannier_core::units::BLOCK_BYTES;
 use serde::Deserialize;
 use std::fmt;
 use std::str::FromStr;
@@ -22,24 +24,38 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let fail = || format!("`{text}` is not a size; write it like 20G, 512M or 1.5T");
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        let fail = || {
+            format!(
+                "`{text}` is not a size; write it like 20G, 512M or 1.5T. Units are K, M, G, T, P \
+                 and E, powers of 1024; GiB and GB are the same as G"
+            )
+        };
+        let large = || {
+            let largest = Self(SIZE_BLOCKS_MAX * BLOCK_BYTES);
+            format!("`{text}` is too much; the largest volume has {largest}")
+        };
+        let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (digits, unit) = text.split_at(unit_at);
+        let unit = unit.strip_prefix(' ').unwrap_or(unit).to_ascii_lowercase();
+        let shift = match unit.as_str() {
             "" | "b" => 0,
-            "k" | "kib" => 10,
-            "m" | "mib" => 20,
-            "g" | "gib" => 30,
-            "t" | "tib" => 40,
-            "p" | "pib" => 50,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            "t" | "tb" | "tib" => 40,
+            "p" | "pb" | "pib" => 50,
+            "e" | "eb" | "eib" => 60,
             _ => return Err(fail()),
         };
         if let Ok(count) = digits.parse::<u64>() {
-            let bytes = count.checked_mul(1 << shift);
-            return bytes.map(Self).ok_or_else(|| format!("`{text}` is more than 2^64 bytes"));
+            return count.checked_mul(1 << shift).map(Self).ok_or_else(large);
         }
         let count: f64 = digits.parse().map_err(|_not_a_number| fail())?;
         let bytes = count * (1u64 << shift) as f64;
-        if !(0.0..9e18).contains(&bytes) || digits.contains(['e', 'E']) || bytes.fract() != 0.0 {
+        if bytes >= u64::MAX as f64 {
+            return Err(large());
+        }
+        if bytes.fract() != 0.0 {
             return Err(fail());
         }
         Ok(Self(bytes as u64))
@@ -128,11 +144,21 @@ mod tests {
             ("20GiB", 20 << 30),
             ("1.5T", 3 << 39),
             ("7b", 7),
+            ("10GB", 10 << 30),
+            ("10 GB", 10 << 30),
+            ("1 g", 1 << 30),
+            ("8E", 8 << 60),
+            ("0.5EiB", 1 << 59),
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
-        for text in ["", "G", "-1", "20X", "1e3", "0.3", "99999999999P", "1 G", "nan", "inf"] {
-            assert!(text.parse::<Size>().is_err(), "{text}");
+        for text in ["", "G", "-1", "20X", "1e3", "0.3", "1  G", "1ib", ".", "nan", "inf"] {
+            let refused = text.parse::<Size>().unwrap_err();
+            assert!(refused.contains("K, M, G, T, P and E"), "{refused}");
+        }
+        for text in ["16E", "99999999999P", "18446744073709551616", "16.5 EiB"] {
+            let refused = text.parse::<Size>().unwrap_err();
+            assert!(refused.contains("the largest volume has 256 TiB"), "{refused}");
         }
         assert_eq!("+1G".parse(), Ok(NewSize::Plus(1 << 30)));
         assert_eq!("1G".parse(), Ok(NewSize::Is(1 << 30)));
