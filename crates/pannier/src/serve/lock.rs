@@ -6,9 +6,13 @@ use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Name of the lock file in a host's directory.
 const LOCK: &str = "lock";
+
+/// How long the kernel may take to let go of what a daemon held that was killed.
+const LEAVING_MAX: Duration = Duration::from_secs(1);
 
 /// Held as long as the daemon lives.
 #[derive(Debug)]
@@ -27,9 +31,14 @@ pub(crate) fn acquire(dir: &Path) -> Result<Lock, Failure> {
         .truncate(false)
         .open(&path)
         .map_err(fail)?;
-    if let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let began = Instant::now();
+    while let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         if error != rustix::io::Errno::WOULDBLOCK {
             return Err(fail(error.into()));
+        }
+        if began.elapsed() < LEAVING_MAX {
+            std::thread::sleep(LEAVING_MAX / 50);
+            continue;
         }
         let mut holder = String::new();
         drop(file.read_to_string(&mut holder));
@@ -60,5 +69,18 @@ mod tests {
         assert!(failure.0.message.contains(&std::process::id().to_string()), "{failure:?}");
         drop(lock);
         acquire(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_is_leaving_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = acquire(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(LEAVING_MAX / 5);
+                drop(lock);
+            });
+            acquire(dir.path()).unwrap();
+        });
     }
 }
