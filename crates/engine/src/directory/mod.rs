@@ -233,7 +233,8 @@ impl Directory {
             Some(other) => Err(Error::new(
                 ErrorKind::Invalid,
                 format!(
-                    "host name `{}` is taken by host {} of site {}; choose another with --name",
+                    "host name `{}` is taken by host {} of site {}; choose another in this host's \
+                     pannier.toml: `name = \"...\"`",
                     other.name, other.id, other.site
                 ),
             )),

@@ -94,7 +94,7 @@ pub(super) async fn join(dir: &Path, args: Join, printer: &Printer) -> Result<()
     let advertise = advertised(args.host.advertise.as_deref(), listen, Some(token.address()))?;
     make_dir(dir)?;
     let bar = printer.spinner("joining");
-    let joined = cluster::join(&dir.join(IDENTITY), &token).await;
+    let joined = cluster::join(&dir.join(IDENTITY), &token, args.host.name.as_deref()).await;
     bar.finish();
     let identity = joined?;
     write_config(dir, &args.host, listen)?;

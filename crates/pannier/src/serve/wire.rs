@@ -55,9 +55,6 @@ pub(crate) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure>
     let listen = resolve(&config.listen)?;
     let transport = Transport::bind(listen, &identity)?;
     let place = registry_place(config, &identity)?;
-    if identity.holds_authority() {
-        transport.serve_join(JoinService::open(&identity, place.clone())?);
-    }
     let registry = registry::open(&place, &identity, &transport, &dir.join(REGISTRY))?;
     let store = config.store.clone().unwrap_or_else(|| dir.join("store").display().to_string());
     let setup = Setup {
@@ -76,6 +73,11 @@ pub(crate) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure>
     };
     let host = Host::start(setup).await?;
     transport.serve_engine(host.clone());
+    if identity.holds_authority() {
+        let directory = host.directory().clone();
+        let is_taken = move |name: &str| directory.hosts().iter().any(|host| host.name == name);
+        transport.serve_join(JoinService::open(&identity, place.clone(), is_taken)?);
+    }
     let far = place.far_address(identity.host());
     let address = advertised(config.advertise.as_deref(), transport.address(), far)?;
     let tasks = Mutex::new(vec![learn_peers(&host, &transport, config.peers.clone())]);

@@ -24,6 +24,8 @@ struct JoinRequest {
     secret: [u8; 32],
     /// PKCS #10, DER.
     signing_request: Vec<u8>,
+    /// The name that the host is to have, when it was given one.
+    name: Option<String>,
 }
 
 /// What it gets.
@@ -44,15 +46,22 @@ pub struct JoinService {
     hash_key: HashKey,
     host: HostId,
     registry: Place,
+    is_taken: Box<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
 impl JoinService {
     /// The join service of this host; who joins is told that the registry is at `registry`.
+    /// `is_taken` tells whether another host has a name.
     ///
     /// # Errors
     /// `Invalid` when this host does not hold the authority, `Corrupt` when its key is damaged.
-    pub fn open(identity: &Identity, registry: Place) -> Result<Self> {
+    pub fn open(
+        identity: &Identity,
+        registry: Place,
+        is_taken: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Self> {
         Ok(Self {
+            is_taken: Box::new(is_taken),
             authority: Authority::load(identity.directory())?,
             book: TokenBook::open(identity)?,
             hash_key: identity.hash_key(),
@@ -72,7 +81,17 @@ impl JoinService {
         // A bad request must not use the token up.
         self.authority.sign_request(self.host, &request.signing_request)?;
         let asked = *blake3::hash(&request.signing_request).as_bytes();
-        let host = self.book.redeem(&request.token, &request.secret, &asked, draw_host)?;
+        let draw = || match &request.name {
+            Some(name) if (self.is_taken)(name) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "join refused: the cluster has a host `{name}`; choose another with --name, \
+                     the token is still good"
+                ),
+            )),
+            Some(_) | None => Ok(draw_host()),
+        };
+        let host = self.book.redeem(&request.token, &request.secret, &asked, draw)?;
         let answer = JoinAnswer {
             host,
             certificate_pem: self.authority.sign_request(host, &request.signing_request)?,
@@ -88,16 +107,19 @@ impl JoinService {
 }
 
 /// Joins the cluster that made `token`: gets this host's identity into `directory`. An attempt
-/// that failed on the way can be repeated with the same token and directory.
+/// that failed on the way can be repeated with the same token and directory. `name` is what the
+/// host will be called, when that is known.
 ///
 /// # Errors
-/// `Invalid` when the token is wrong, used or expired or the directory has an identity,
+/// `Invalid` when the token is wrong, used or expired, the name taken, or the directory has an
+/// identity,
 /// `Unavailable` when the first host cannot be reached or is not of the token's cluster.
-pub async fn join(directory: &Path, token: &Token) -> Result<Identity> {
+pub async fn join(directory: &Path, token: &Token, name: Option<&str>) -> Result<Identity> {
     refuse_existing(directory)?;
     let joining = joining_directory(directory);
     let signing_request = pending_request(&joining)?;
-    let request = JoinRequest { token: token.id, secret: token.secret, signing_request };
+    let name = name.map(str::to_owned);
+    let request = JoinRequest { token: token.id, secret: token.secret, signing_request, name };
     let head = postcard::to_stdvec(&request).map_err(|error| {
         Error::new(ErrorKind::Internal, format!("join request: {error}")).with_source(error)
     })?;

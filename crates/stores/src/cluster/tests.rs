@@ -25,7 +25,8 @@ impl FirstHost {
         let directory = tempfile::tempdir().unwrap();
         let identity = init(&directory.path().join("identity"), "127.0.0.1:1", None).unwrap();
         let transport = Transport::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap();
-        let service = JoinService::open(&identity, identity.registry().clone());
+        let is_taken = |name: &str| name == "taken";
+        let service = JoinService::open(&identity, identity.registry().clone(), is_taken);
         transport.serve_join(service.unwrap());
         let book = TokenBook::open(&identity).unwrap();
         Self { _directory: directory, identity, transport, book }
@@ -119,7 +120,7 @@ async fn a_token_lets_one_host_in() {
     let token = first.token();
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("identity");
-    let joined = join(&home, &token).await.unwrap();
+    let joined = join(&home, &token, None).await.unwrap();
     assert_ne!(joined.host(), first.identity.host());
     assert!(joined.hash_key() == first.identity.hash_key());
     assert_eq!(joined.registry(), &embedded(&first.identity, token.address()));
@@ -134,9 +135,26 @@ async fn a_token_lets_one_host_in() {
     names.sort();
     assert_eq!(names, ["ca.crt", "hash.key", "host.crt", "host.key", "registry"]);
     assert_eq!(TokenBook::open(&joined).unwrap_err().kind(), ErrorKind::Invalid);
-    assert!(JoinService::open(&joined, joined.registry().clone()).is_err());
+        let is_taken = |name: &str| name == "taken";
+        let service = JoinService::open(&identity, identity.registry().clone(), is_taken);
+        transport.serve_join(service.unwrap());
     // Joining over an identity is refused before anything is sent.
-    assert_eq!(join(&home, &first.token()).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(join(&home, &first.token(), None).await.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test]
+async fn a_taken_name_costs_no_token() {
+    let first = FirstHost::start();
+    let token = first.token();
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("identity");
+    let refused = join(&home, &token, Some("taken")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert!(refused.context().contains("`taken`"), "{refused}");
+    assert!(!home.exists());
+    // The same token and directory, with another name.
+    let joined = join(&home, &token, Some("free")).await.unwrap();
+    assert_eq!(Identity::load(&home).unwrap().host(), joined.host());
 }
 
 #[tokio::test]
@@ -146,7 +164,7 @@ async fn bad_tokens_get_nothing() {
     let good = first.token();
     let used = first.token();
     let spent = tempfile::tempdir().unwrap();
-    join(&spent.path().join("identity"), &used).await.unwrap();
+    join(&spent.path().join("identity"), &used, None).await.unwrap();
     let expired =
         first.book.issue(&first.transport.address().to_string(), Some(Duration::ZERO)).unwrap();
     let with = |change: fn(&mut Token)| {
@@ -168,7 +186,7 @@ async fn bad_tokens_get_nothing() {
     ] {
         let directory = tempfile::tempdir().unwrap();
         let home = directory.path().join("identity");
-        let error = join(&home, &token).await.unwrap_err();
+        let error = join(&home, &token, None).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{what}: {error}");
         assert!(error.context().contains(says), "{what}: {error}");
         assert!(!home.exists(), "{what}");
@@ -179,7 +197,7 @@ async fn bad_tokens_get_nothing() {
     }
     // None of that has used the good one up.
     let directory = tempfile::tempdir().unwrap();
-    join(&directory.path().join("identity"), &good).await.unwrap();
+    join(&directory.path().join("identity"), &good, None).await.unwrap();
 }
 
 #[tokio::test]
@@ -190,18 +208,22 @@ async fn a_lost_answer_can_be_asked_for_again_by_the_same_host_only() {
     let home = directory.path().join("identity");
     // The first attempt draws its request and reaches nobody.
     let nowhere = token.clone().through("127.0.0.1:9");
-    assert!(tokio::time::timeout(Duration::from_millis(200), join(&home, &nowhere)).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), join(&home, &nowhere, None))
+            .await
+            .is_err()
+    );
     let request = std::fs::read(directory.path().join("identity.joining/host.csr")).unwrap();
     // The second is served, but its answer is lost.
     let asked = *blake3::hash(&request).as_bytes();
-    let host = first.book.redeem(&token.id, &token.secret, &asked, || HostId(5)).unwrap();
+    let host = first.book.redeem(&token.id, &token.secret, &asked, || Ok(HostId(5))).unwrap();
     assert_eq!(host, HostId(5));
     // Who only saw the token pass gets nothing.
     let thief = tempfile::tempdir().unwrap();
-    let error = join(&thief.path().join("identity"), &token).await.unwrap_err();
+    let error = join(&thief.path().join("identity"), &token, None).await.unwrap_err();
     assert!(error.context().contains("used already"), "{error}");
     // The third is answered as the second was.
-    assert_eq!(join(&home, &token).await.unwrap().host(), HostId(5));
+    assert_eq!(join(&home, &token, None).await.unwrap().host(), HostId(5));
 }
 
 #[tokio::test]
@@ -218,12 +240,12 @@ async fn a_bad_signing_request_does_not_use_the_token_up() {
     *bytes.last_mut().unwrap() ^= 1;
     for bad in [bytes, b"nonsense".to_vec(), Vec::new()] {
         std::fs::write(joining.join("host.csr"), bad).unwrap();
-        let error = join(&home, &token).await.unwrap_err();
+        let error = join(&home, &token, None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.context().contains("signing request"), "{error}");
     }
     std::fs::remove_dir_all(&joining).unwrap();
-    join(&home, &token).await.unwrap();
+    join(&home, &token, None).await.unwrap();
 }
 
 #[tokio::test]
@@ -233,7 +255,7 @@ async fn nobody_there_is_said_so() {
     first.transport.close().await;
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("identity");
-    let attempt = tokio::time::timeout(Duration::from_secs(30), join(&home, &token)).await;
+    let attempt = tokio::time::timeout(Duration::from_secs(30), join(&home, &token, None)).await;
     let error = attempt.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.context().contains("join through 127.0.0.1"), "{error}");

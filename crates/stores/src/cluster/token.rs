@@ -168,14 +168,15 @@ impl TokenBook {
         Ok(token)
     }
 
-    /// Uses a token for the request with this hash; `draw` names the new host. The use is durable
-    /// when this returns. A repeated request gets the same id again: an answer may be lost.
+    /// Uses a token for the request with this hash; `draw` names the new host, or refuses it, and
+    /// the token stays good. The use is durable when this returns. A repeated request gets the same
+    /// id again: an answer may be lost.
     pub(super) fn redeem(
         &self,
         id: &TokenId,
         secret: &[u8; 32],
         request: &[u8; 32],
-        draw: impl FnOnce() -> HostId,
+        draw: impl FnOnce() -> Result<HostId>,
     ) -> Result<HostId> {
         let refuse = |cause: &str| {
             Error::new(
@@ -201,7 +202,7 @@ impl TokenBook {
             Some((by, host)) if by == *request => Ok(host),
             Some(_other) => Err(refuse("the token was used already")),
             None => {
-                let host = draw();
+                let host = draw()?;
                 record.used = Some((*request, host));
                 self.write(id, &record)?;
                 Ok(host)
