@@ -6,8 +6,8 @@
 //! bytes that never reached the disk; every first read is checked against the block table, so that
 //! is noticed and the page is fetched again.
 //!
-//! Lines that may not leave can take the cache beyond its bound. [`LineCache::trim`] brings it back,
-//! and gives the space of free slots to the file system.
+//! Lines that may not leave can take the cache beyond its bound. [`LineCache::trim`] brings it
+//! back, and gives the space of free slots to the file system.
 
 mod held;
 mod slot;

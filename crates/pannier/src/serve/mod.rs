@@ -1,6 +1,7 @@
 //! `pannier serve`: the daemon.
 
 mod lock;
+mod origin;
 mod sockets;
 mod supervise;
 mod wire;

@@ -52,6 +52,7 @@ pub(crate) async fn start(dir: &Path, config: &Config) -> Result<Parts, Failure>
         )));
     }
     let identity = Identity::load(&dir.join(IDENTITY))?;
+    super::origin::check(dir, &identity)?;
     let listen = resolve(&config.listen)?;
     let transport = Transport::bind(listen, &identity)?;
     let place = registry_place(config, &identity)?;
