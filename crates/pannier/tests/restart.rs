@@ -183,3 +183,28 @@ fn a_second_daemon_is_refused_and_a_left_socket_is_not_in_the_way() {
     let (fine, text) = cli(&dir, &["status"]);
     assert!(!fine && text.contains("pannier serve --dir"), "{text}");
 }
+
+#[test]
+fn another_hosts_identity_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (dir, other) = (scratch.path().join("host"), scratch.path().join("other"));
+    let serve = || {
+        let mut command = Command::new(PANNIER);
+        command.args(["serve", "--dir"]).arg(&dir).stdout(Stdio::piped());
+        Daemon(command.stderr(File::create(scratch.path().join("log")).unwrap()).spawn().unwrap())
+    };
+    init(&dir);
+    init(&other);
+    for _ in 0..2 {
+        serve().wait_ready();
+    }
+    std::fs::rename(dir.join("identity"), scratch.path().join("aside")).unwrap();
+    std::fs::rename(other.join("identity"), dir.join("identity")).unwrap();
+    let mut daemon = serve();
+    let mut said = String::new();
+    BufReader::new(daemon.0.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "", "it serves as another host");
+    assert!(!daemon.0.wait().unwrap().success());
+    let log = std::fs::read_to_string(scratch.path().join("log")).unwrap();
+    assert!(log.contains("own identity back"), "{log}");
+}

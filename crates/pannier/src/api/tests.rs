@@ -181,18 +181,3 @@ async fn requests_that_are_none_are_answered_in_json() {
     served.works("token").await;
     served.end().await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn another_hosts_identity_is_refused() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (one, other) = (scratch.path().join("one"), scratch.path().join("other"));
-    for dir in [&one, &other] {
-        command(dir, "init --site west --listen 127.0.0.1:0").await.unwrap();
-    }
-    let start = async |dir: &Path| crate::serve::start(dir, &Config::read(dir).unwrap()).await;
-    start(&one).await.map_err(drop).unwrap().stop().await.unwrap();
-    std::fs::rename(one.join("identity"), scratch.path().join("aside")).unwrap();
-    std::fs::rename(other.join("identity"), one.join("identity")).unwrap();
-    let Err(failure) = start(&one).await else { panic!("it serves as another host") };
-    assert!(failure.0.message.contains("own identity back"), "{failure:?}");
-}
