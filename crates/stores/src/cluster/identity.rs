@@ -79,12 +79,6 @@ impl Identity {
         self.host
     }
 
-    /// What tells the cluster from all others: the fingerprint of its authority, in hex.
-    #[must_use]
-    pub fn cluster(&self) -> String {
-        hex(&self.fingerprint())
-    }
-
     /// The cluster's key for all hashes.
     #[must_use]
     pub fn hash_key(&self) -> HashKey {
