@@ -167,7 +167,6 @@ impl HostContext {
         let pool = Pool::open(&disk, &dir.join("pool"), &config)?;
         let cache = LineCache::open(&disk, &dir.join("cache"), &config)?;
         // Pages may have come in while their volume was being deleted.
-        cache.keep_volumes(|volume| volume_dir(&dir, volume).exists());
         let residency = Arc::new(Residency::default());
         let stored = Arc::clone(&residency);
         cache.set_may_leave(Box::new(move |segment| stored.is_stored(segment)));

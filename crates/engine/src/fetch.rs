@@ -5,6 +5,7 @@
 //! answer checked by the segment's block table before it counts. Pages are lost only when all of
 //! these could be asked, for a while, and none had a good copy.
 
+mod room;
 mod stored;
 
 use crate::context::Fetch;
@@ -25,7 +26,7 @@ use pannier_core::units::{BLOCK_BYTES, PageIndex, Time};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use stored::Stored;
@@ -43,6 +44,8 @@ pub struct Fetcher {
     /// Set while what arrives has no place on this host's disk: until then nothing is asked for but
     /// what guests wait for.
     full_until: Mutex<Option<Instant>>,
+    /// Whether somebody waits for room.
+    waits_for_room: AtomicBool,
     started: Instant,
 }
 
@@ -119,6 +122,7 @@ impl Fetcher {
             stored: Stored::default(),
             metas: Mutex::default(),
             full_until: Mutex::default(),
+            waits_for_room: AtomicBool::new(false),
             started: Instant::now(),
         }
     }
@@ -216,67 +220,6 @@ impl Fetcher {
             ),
         }
         done.is_ok()
-    }
-
-    pub(crate) fn full_until(&self) -> Option<Instant> {
-        *self.full_until.lock()
-    }
-
-    /// Takes note of how what has come was taken: the disk refused it, or kept it.
-    fn note_taken(&self, volume: &Volume, refused: Option<&Error>) {
-        match refused {
-            Some(error) => self.note_full(volume, error),
-            None => {
-                let mut full = self.full_until.lock();
-                // A refusal counts for a while: on a full disk there is room for some things.
-                if full.is_some_and(|until| until <= Instant::now()) {
-                    *full = None;
-                }
-            }
-        }
-    }
-
-    /// Takes note that what arrives has no place: only what guests wait for is sent for until it
-    /// may have one again. Says so once until something has.
-    fn note_full(&self, volume: &Volume, error: &Error) {
-        let next = Instant::now() + limits::FULL_PAUSE;
-        let before = self.full_until.lock().replace(next);
-        self.plan.lock().planner.hold_back(true);
-        if before.is_some() {
-            return;
-        }
-        tracing::warn!(
-            dir = %volume.context().dir.display(), %error,
-            "the disk is full: what guests read of other hosts' and the store's data is fetched \
-             each time, and moves to this host wait; free space there, or set a smaller cache.size \
-             and restart"
-        );
-        let Ok(mover) = self.mover() else { return };
-        // Detached: it ends with the host.
-        drop(tokio::spawn(async move {
-            tokio::select! {
-                () = mover.fetcher.until_room(&mover) => {}
-                () = mover.closed.cancelled() => {}
-            }
-        }));
-    }
-
-    /// Sends for everything again when the last refusal is some time ago, until something is kept.
-    async fn until_room(&self, mover: &Arc<Mover>) {
-        loop {
-            let full = self.full_until();
-            if let Some(until) = full.filter(|until| *until > Instant::now()) {
-                tokio::time::sleep_until(until).await;
-                continue;
-            }
-            mover.context.cache.let_go();
-            self.plan.lock().planner.hold_back(false);
-            self.pump(mover);
-            if full.is_none() {
-                return;
-            }
-            tokio::time::sleep(limits::FULL_PAUSE).await;
-        }
     }
 
     /// Sends what may be sent, and tells those whose wants have ended.

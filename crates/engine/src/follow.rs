@@ -200,12 +200,26 @@ impl Task {
         });
         let named = assembled.map_err(|error| self.bad(&error))?;
         let pages = self.objects(named.page_objects().collect(), former.as_deref()).await?;
-        if let Some(former) = former {
-            former.close().await?;
-        }
         let all = parts.into_iter().chain(pages).map(|(_, bytes)| bytes).collect();
-        let volume = Volume::follower(&self.mover.context, id, root, all).await?;
-        self.mover.ownership()?.opened(volume.clone());
+        let run = self.room.follower_runs.token();
+        let (context, ownership) = (self.mover.context.clone(), self.mover.ownership()?.clone());
+        // A task of its own, which goes on when this one is cancelled: half of it would leave a
+        // closed volume, or a checkpoint on the disk that this host does not know of. Whoever ends
+        // the following waits for it.
+        let begun = tokio::spawn(async move {
+            let _run = run;
+            if let Some(former) = former {
+                former.close().await?;
+            }
+            let volume = Volume::follower(&context, id, root, all).await?;
+            ownership.opened(volume.clone());
+            Ok(volume)
+        });
+        let volume: Arc<Volume> = match begun.await {
+            Ok(begun) => begun?,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_stopped) => return Err(self.mover.closing("following")),
+        };
         let (owner, position) = (self.from, volume.position());
         if pause == limits::SOURCE_RETRY_FIRST {
             tracing::info!(volume = %id, %owner, ?position, "follows from the owner's checkpoint");

@@ -23,7 +23,7 @@ use pannier_core::map::PageSet;
 use pannier_core::units::PageIndex;
 use parking_lot::Mutex;
 use slot::{RECORD_BYTES, Record};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -381,15 +381,6 @@ impl LineCache {
                 Some(key) => warn_of(self.clear(&mut state, key)),
                 None => asked += ASK_MAX,
             }
-        }
-    }
-
-    /// Forgets the lines of volumes that are not kept.
-    pub fn keep_volumes(&self, keep: impl Fn(VolumeId) -> bool) {
-        let volumes: BTreeSet<VolumeId> =
-            self.state.lock().lines.keys().map(|key| key.segment.volume).collect();
-        for volume in volumes.into_iter().filter(|volume| !keep(*volume)) {
-            self.remove_volume(volume);
         }
     }
 

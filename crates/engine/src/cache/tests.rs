@@ -141,7 +141,7 @@ fn the_space_of_lines_that_left_comes_back() {
     // Of a volume that is no more nothing stays, from before a restart neither.
     drop(cache);
     let cache = open(dir.path(), 4);
-    cache.keep_volumes(|volume| volume != VolumeId(7));
+    cache.remove_volume(VolumeId(7));
     cache.trim();
     assert_eq!((cache.bytes(), allocated(&slab)), (0, 0));
 }

@@ -199,25 +199,24 @@ fn started(volume: Arc<Volume>) -> Arc<Volume> {
 
 /// Why a file is not the segment whose name it has, in words; `None` when it is. It has the name
 /// only since its header is durable, and its whole length since it was made.
-fn damage_of(file: &PoolFile, id: SegmentId) -> Result<Option<String>> {
+fn damage_of(file: &PoolFile, id: SegmentId) -> Option<String> {
     let path = file.path();
-    let what = |e| Error::io(format!("read {}", path.display()), e);
+    let path = path.display();
     let mut page = vec![0; PAGE_BYTES];
     match file.read_at(&mut page, 0) {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => page.fill(0),
-        other => other.map_err(what)?,
+        Err(error) => return Some(format!("segment file {path} cannot be read: {error}")),
+        Ok(()) => {}
     }
-    let path = path.display();
     let header = match Header::decode(&page) {
-        Err(error) => return Ok(Some(format!("segment file {path} is damaged: {error}"))),
+        Err(error) => return Some(format!("segment file {path} is damaged: {error}")),
         Ok(header) if header.id() != id => {
-            return Ok(Some(format!("segment file {path} has segment {} in it", header.id())));
+            return Some(format!("segment file {path} has segment {} in it", header.id()));
         }
         Ok(header) => header,
     };
-    let (length, whole) = (file.length().map_err(what)?, u64::from(header.capacity_pages) * 4096);
-    let cut = format!("segment file {path} has {length} of {whole} bytes");
-    Ok((length < whole).then_some(cut))
+    let (length, whole) = (file.length().unwrap_or(0), u64::from(header.capacity_pages) * 4096);
+    (length < whole).then(|| format!("segment file {path} has {length} of {whole} bytes"))
 }
 
 /// Whether a file has entries of the segment that its header names.
@@ -296,10 +295,8 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
     for live in &root.segments {
         let path = files.remove(&live.name);
         let file = path.map(|path| context.pool.open_file(&path)).transpose()?.map(Arc::new);
-        let damage = match &file {
-            Some(file) => damage_of(file, SegmentId { volume: id, name: live.name })?,
-            None => None,
-        };
+        let this = SegmentId { volume: id, name: live.name };
+        let damage = file.as_ref().and_then(|file| damage_of(file, this));
         let segment = Segment::new(live.name, file);
         if let Some(damage) = damage {
             tracing::error!(volume = %id, "{damage}: read from other copies where there are any");
@@ -338,12 +335,14 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
         counters: Counters::new(),
     });
     let noted = mark::Noted::read(&dir)?;
-    let candidates = volume.candidates(files, base, noted.is_some())?;
+    let (candidates, dead) = volume.candidates(files, base, noted.is_some())?;
     let rest = volume.replay_chain(candidates, base, &stored)?;
     if let Some(noted) = noted {
         noted.check(&volume)?;
     }
     volume.put_away(rest)?;
+    // Last: what was found damaged or missing may have changed places with one of these.
+    dead.iter().for_each(|file| volume.give_back(file));
     Ok(volume)
 }
 
@@ -375,7 +374,7 @@ pub(super) fn load_map(context: &HostContext, dir: &Path, root: &Root) -> Result
 }
 
 impl Volume {
-    /// Reads what is here behind the checkpoint; recycles what a checkpoint has left dead.
+    /// Reads what is here behind the checkpoint, and names the files that it has left dead.
     ///
     /// A power loss may bring back the name of a file that was recycled and has another segment's
     /// header by now, or half of one: no entry of that other segment is in it, since its own name
@@ -385,7 +384,7 @@ impl Volume {
         files: BTreeMap<SegmentName, PathBuf>,
         base: Position,
         is_same_boot: bool,
-    ) -> Result<Vec<Candidate>> {
+    ) -> Result<(Vec<Candidate>, Vec<Arc<PoolFile>>)> {
         let (mut candidates, mut dead) = (Vec::new(), Vec::new());
         let mut seen = BTreeSet::new();
         for (name, path) in files {
@@ -394,7 +393,7 @@ impl Volume {
                 dead.push(file);
                 continue;
             }
-            let damage = damage_of(&file, SegmentId { volume: self.id, name })?;
+            let damage = damage_of(&file, SegmentId { volume: self.id, name });
             if let Some(damage) = damage {
                 if is_same_boot || has_entries(&file, &self.context.key) {
                     let text = format!(
@@ -430,9 +429,7 @@ impl Volume {
         }
         self.add_without_file(&mut candidates, &seen, base)?;
         candidates.sort_by_key(|candidate| candidate.name);
-        // Only now: what is found damaged may have changed places with one of these.
-        dead.iter().for_each(|file| self.give_back(file));
-        Ok(candidates)
+        Ok((candidates, dead))
     }
 
     /// Adds segments behind the checkpoint that have no file here, by their metadata.

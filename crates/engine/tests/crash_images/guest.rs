@@ -61,7 +61,11 @@ pub(crate) fn script(rng: &mut StdRng, count: usize) -> Vec<Op> {
             82..84 => Op::Grow { by: 512 * rng.random_range(1..64) },
             84..92 => {
                 requests += 1;
-                let writes = (0..rng.random_range(1..4)).map(|_| range(rng)).collect();
+                let mut writes: Vec<_> = (0..rng.random_range(1..4)).map(|_| range(rng)).collect();
+                // One request is never longer than a segment: here that is two long ranges.
+                while writes.iter().map(|(_, length)| length).sum::<usize>() > 28 * BLOCK {
+                    writes.pop();
+                }
                 Op::Forwarded { number: requests, writes }
             }
             92..97 => Op::Checkpoint,

@@ -19,8 +19,12 @@ pub(super) fn check(dir: &Path, identity: &Identity) -> Result<(), Failure> {
     let found = match std::fs::read_to_string(&path) {
         Ok(found) => found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return write(dir, &own)
-                .map_err(|error| Failure::io(format!("cannot write {}", path.display()), error));
+            // A full disk keeps no guest waiting: the next start notes it.
+            if let Err(error) = write(dir, &own) {
+                let path = path.display();
+                tracing::warn!(%path, %error, "whose directory it is is not noted");
+            }
+            return Ok(());
         }
         Err(error) => return Err(Failure::io(format!("cannot read {}", path.display()), error)),
     };

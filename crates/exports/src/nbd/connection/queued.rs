@@ -201,6 +201,6 @@ impl Quota {
     /// Whether this connection holds memory that others may be waiting for.
     pub(super) fn is_in_the_way(&self) -> bool {
         let largest = limits::REQUEST_BYTES_MAX as usize / limits::CHARGE_UNIT_BYTES;
-        self.bytes > limits::RESERVE_BYTES && self.server.available_permits() < largest
+        self.bytes > 0 && self.server.available_permits() < largest
     }
 }

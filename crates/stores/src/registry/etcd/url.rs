@@ -69,15 +69,16 @@ impl EtcdUrl {
             Some(("etcds", rest)) => (true, rest),
             _other => return Err("it does not begin with etcd:// or etcds://".to_owned()),
         };
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (hosts, prefix) = place.split_once('/').unwrap_or((place, ""));
-        if hosts.contains('@') {
+        // Before it is taken apart: a password may have any character.
+        if rest.contains('@') {
             // Not repeated: it may be a password.
             return Err(format!(
                 "a user and password do not belong there; take the options user and \
                  password_file, or {USER} and {PASSWORD}"
             ));
         }
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (hosts, prefix) = place.split_once('/').unwrap_or((place, ""));
         let members = hosts.split(',').map(member).collect::<Result<Vec<_>, _>>()?;
         let options = Options::parse(query)?;
         options.check(tls)?;
