@@ -336,7 +336,7 @@ fn open(context: &Arc<HostContext>, id: VolumeId) -> Result<Arc<Volume>> {
     });
     let noted = mark::Noted::read(&dir)?;
     let (candidates, dead) = volume.candidates(files, base, noted.is_some())?;
-    let rest = volume.replay_chain(candidates, base, &stored)?;
+    let rest = volume.replay_chain(candidates, base, &stored, noted.is_some())?;
     if let Some(noted) = noted {
         noted.check(&volume)?;
     }
@@ -471,6 +471,7 @@ impl Volume {
         mut candidates: Vec<Candidate>,
         base: Position,
         stored: &StoredList,
+        is_same_boot: bool,
     ) -> Result<Vec<Candidate>> {
         let mut last: Option<Candidate> = None;
         loop {
@@ -492,7 +493,7 @@ impl Volume {
             let next = candidates.iter().rposition(follows).map(|at| candidates.remove(at));
             let link = next.as_ref().and_then(|next| next.found.link());
             if let Some(last) = last.take() {
-                self.replay_one(last, link, stored)?;
+                self.replay_one(last, link, stored, is_same_boot)?;
             }
             if next.is_none() {
                 return Ok(candidates);
@@ -506,6 +507,7 @@ impl Volume {
         candidate: Candidate,
         successor: Option<Link>,
         stored: &StoredList,
+        is_same_boot: bool,
     ) -> Result<()> {
         let Candidate { name, path, found } = candidate;
         match found {
@@ -527,11 +529,14 @@ impl Volume {
                     return Err(Error::new(ErrorKind::Corrupt, text));
                 }
                 if let Some(behind) = open.behind() {
-                    tracing::warn!(
-                        file = %path.display(),
-                        entries = behind.entries,
-                        "what lies behind a break in the log is kept aside"
-                    );
+                    let (file, entries) = (path.display(), behind.entries);
+                    let what = "what lies behind a break in the log is kept aside";
+                    // A daemon that was killed leaves half a write; the mark says what it was told.
+                    if is_same_boot {
+                        tracing::info!(%file, entries, "{what}");
+                    } else {
+                        tracing::warn!(%file, entries, "{what}");
+                    }
                     self.copy_aside(&path)?;
                 }
                 if let Some(link) = successor {
